@@ -1,0 +1,43 @@
+"""The subject of every request: who acts, for which account, at which label.
+
+Invariants:
+- A session's label is fixed when the session is made and never changes (strong tranquility of subjects).
+- `label` is within the principal's clearance and the enclave's ceiling; whoever makes a Session has checked that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from honmaru.core.labels import Label
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """An authenticated subject at a fixed label.
+
+    `kind` is one of "root", "user", "assumed-role", "service". `issuer_arn` is the IAM role behind an assumed-role
+    session, whose policies apply; else it equals `principal_arn`. `source_ip` is None for the platform's own work.
+    """
+
+    account: str
+    partition: str
+    region: str
+    principal_arn: str
+    principal_id: str
+    kind: str
+    label: Label
+    issuer_arn: str
+    access_key_id: str = ""
+    session_name: str = ""
+    session_policy: str | None = None
+    tags: Mapping[str, str] = field(default=_NOTHING)
+    source_ip: str | None = None
+    user_agent: str = ""
+    secure_transport: bool = True
+    human: str = ""
+    """ARN of the principal that stands behind an assumed role (source identity): the two-person rule compares these."""

@@ -1,0 +1,116 @@
+"""The record store: one table of resources for all services.
+
+A record is identified by (account, service, kind, name, label). Names may repeat at different labels. The store
+knows nothing of dominance: it is told which labels to look at. Only the guard (`security.guard`) holds a store.
+
+Invariants, which the contract suite checks on every implementation:
+- `apply` is atomic: all changes and the outbox entries, or nothing.
+- A create of an existing identity, and an update or delete whose `version` is not the stored one, raise Conflict.
+- What `apply` returned from is durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One stored resource. `label` is a canonical label string (`Label.canonical`). `version` starts at 1."""
+
+    account: str
+    service: str
+    kind: str
+    name: str
+    label: str
+    body: Mapping[str, Any]
+    state: str
+    version: int
+    created: datetime
+    updated: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    account: str
+    service: str
+    kind: str
+    name: str
+    label: str
+    body: Mapping[str, Any]
+    state: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """Replace body and state of `record` if its stored version is still `record.version`."""
+
+    record: Record
+    body: Mapping[str, Any]
+    state: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    record: Record
+
+
+Change = Create | Update | Delete
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxEntry:
+    """A ledger entry that was committed together with the change it describes. `payload` is canonical JSON."""
+
+    id: str
+    label: str
+    payload: bytes
+
+
+class RecordStore(Protocol):
+    """See the module's invariants. Thread-safe. Bodies are JSON values; datetimes in bodies are ISO 8601 strings."""
+
+    def get(self, account: str, service: str, kind: str, name: str, labels: Collection[str]) -> list[Record]:
+        """All instances of one name at the given labels (at most one per label), in label order."""
+        ...
+
+    def list(
+        self,
+        account: str | None,
+        service: str,
+        kind: str,
+        labels: Collection[str],
+        *,
+        prefix: str = "",
+        after: str = "",
+        state: str | None = None,
+        limit: int = 1000,
+    ) -> list[Record]:
+        """Records whose name starts with `prefix` and is greater than `after` (code-point order), by (name, label).
+
+        `account` None means every account (the supervisor and the authenticator only).
+        """
+        ...
+
+    def apply(self, changes: Sequence[Change], outbox: Sequence[OutboxEntry] = ()) -> list[Record]:
+        """Apply all changes in one transaction; returns the records as stored (a deleted one as it was)."""
+        ...
+
+    def labels(self) -> frozenset[str]:
+        """Every label that any record carries or has carried."""
+        ...
+
+    def outbox(self, limit: int = 1000) -> list[OutboxEntry]:
+        """Entries not yet confirmed to be in the ledger, oldest first."""
+        ...
+
+    def confirm(self, ids: Collection[str]) -> None:
+        """Forget outbox entries that the ledger holds durably."""
+        ...
+
+    def close(self) -> None: ...
