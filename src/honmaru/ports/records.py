@@ -11,22 +11,26 @@ Invariants, which the contract suite checks on every implementation:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """One stored resource. `label` is a canonical label string (`Label.canonical`). `version` starts at 1."""
+class Row:
+    """One stored resource. `label` is a canonical label string (`Label.canonical`). `version` starts at 1.
+
+    `body` is opaque: the guard seals it (JSON inside) with the key of its account and label, bound to its identity,
+    so a row moved to another name or label in the database no longer opens.
+    """
 
     account: str
     service: str
     kind: str
     name: str
     label: str
-    body: Mapping[str, Any]
+    body: bytes
     state: str
     version: int
     created: datetime
@@ -40,24 +44,24 @@ class Create:
     kind: str
     name: str
     label: str
-    body: Mapping[str, Any]
+    body: bytes
     state: str
     at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Replace body and state of `record` if its stored version is still `record.version`."""
+    """Replace body and state of `row` if its stored version is still `row.version`."""
 
-    record: Record
-    body: Mapping[str, Any]
+    row: Row
+    body: bytes
     state: str
     at: datetime
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    record: Record
+    row: Row
 
 
 Change = Create | Update | Delete
@@ -73,9 +77,9 @@ class OutboxEntry:
 
 
 class RecordStore(Protocol):
-    """See the module's invariants. Thread-safe. Bodies are JSON values; datetimes in bodies are ISO 8601 strings."""
+    """See the module's invariants. Thread-safe."""
 
-    def get(self, account: str, service: str, kind: str, name: str, labels: Collection[str]) -> list[Record]:
+    def get(self, account: str, service: str, kind: str, name: str, labels: Collection[str]) -> list[Row]:
         """All instances of one name at the given labels (at most one per label), in label order."""
         ...
 
@@ -90,14 +94,14 @@ class RecordStore(Protocol):
         after: str = "",
         state: str | None = None,
         limit: int = 1000,
-    ) -> list[Record]:
+    ) -> list[Row]:
         """Records whose name starts with `prefix` and is greater than `after` (code-point order), by (name, label).
 
         `account` None means every account (the supervisor and the authenticator only).
         """
         ...
 
-    def apply(self, changes: Sequence[Change], outbox: Sequence[OutboxEntry] = ()) -> list[Record]:
+    def apply(self, changes: Sequence[Change], outbox: Sequence[OutboxEntry] = ()) -> list[Row]:
         """Apply all changes in one transaction; returns the records as stored (a deleted one as it was)."""
         ...
 
