@@ -9,11 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from honmaru.core.labels import Label
-
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +32,7 @@ class Session:
     access_key_id: str = ""
     session_name: str = ""
     session_policy: str | None = None
-    tags: Mapping[str, str] = field(default=_NOTHING)
+    tags: Mapping[str, str] = field(default_factory=dict)
     source_ip: str | None = None
     user_agent: str = ""
     secure_transport: bool = True

@@ -5,9 +5,9 @@ Implemented by `deployments`, joined by `app`. One process serves one model at o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, AsyncIterator, Protocol
+from typing import Any, Protocol
 
 from honmaru.core.sessions import Session
 
