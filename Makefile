@@ -1,0 +1,55 @@
+# honmaru. Plain `make` prints what there is.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+.PHONY: help quickstart stop install system test test-long check format bench bench-ledger docs clean
+
+help: ## this text
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Use it
+quickstart: install system ## set up, train, approve, import and ask a model; leaves the enclave running
+	@$(BIN)/honmaru quickstart
+
+stop: ## stop the enclave that quickstart left running
+	@$(BIN)/honmaru down
+
+##@ Develop it
+install: ## the locked environment in .venv
+	@PYTHON=$(PYTHON) scripts/install $(VENV)
+
+system: ## what Debian must have: bubblewrap
+	@scripts/system bubblewrap
+
+test: install ## every test but the long ones (under 5 minutes on 2 cores)
+	@scripts/system bubblewrap postgresql
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long" tests
+
+test-long: install ## the full kill, tamper and mutation runs
+	@scripts/system bubblewrap postgresql
+	@HONMARU_LONG=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --timeout 3600 tests/unit tests/security
+
+check: install ## ruff, mypy --strict, import contracts, generated documents
+	@$(BIN)/ruff format --check src tests scripts/*.py benchmarks
+	@$(BIN)/ruff check src tests scripts/*.py benchmarks
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python scripts/coverage_table.py --check
+
+format: install ## let ruff format and fix
+	@$(BIN)/ruff format src tests scripts/*.py benchmarks
+	@$(BIN)/ruff check --fix src tests scripts/*.py benchmarks
+
+docs: install ## regenerate the generated documents
+	@$(BIN)/python scripts/coverage_table.py
+
+##@ Measure it
+bench: bench-ledger ## every benchmark
+
+bench-ledger: install ## durable ledger appends per second and verify time, beside plain alternatives
+	@$(BIN)/python benchmarks/bench_ledger.py
+
+##@ Tidy up
+clean: ## remove the environment and caches (never an enclave's data)
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
