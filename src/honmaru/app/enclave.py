@@ -1,0 +1,220 @@
+"""The composition root: Settings → Enclave. The only place that names concrete classes.
+
+Invariants:
+- Parts start in the order of need and stop in reverse; the address is published last and withdrawn first.
+- First start makes keys, an account number, an `admin` and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from honmaru.app import run_files
+from honmaru.app.operator import OperatorServer
+from honmaru.app.runtime import SystemClock, SystemIds
+from honmaru.app.settings import DEFAULT_REGION, Settings
+from honmaru.core.errors import ConfigurationFault
+from honmaru.core.partitions import partition_of
+from honmaru.deployments import ModelServers
+from honmaru.executors.local import LocalExecutor
+from honmaru.gateway.app import Gateway, Limits
+from honmaru.gateway.server import serve
+from honmaru.jobs.environments import Environments
+from honmaru.jobs.model_import import ModelImport
+from honmaru.jobs.supervisor import Supervisor
+from honmaru.jobs.training import Training
+from honmaru.security.crypto.certificates import ServerTls, ensure_server_tls
+from honmaru.security.crypto.keyring import Keyring
+from honmaru.security.guard import Guard
+from honmaru.security.identity import Identity
+from honmaru.security.ledger import Ledger
+from honmaru.services.bedrock import Bedrock
+from honmaru.services.bedrock_runtime import BedrockRuntime
+from honmaru.services.cloudtrail import CloudTrail
+from honmaru.services.iam import Iam
+from honmaru.services.logs import Logs, LogStore
+from honmaru.services.s3 import S3, S3Buckets
+from honmaru.services.sagemaker import SageMaker
+from honmaru.services.sts import Sts
+from honmaru.stores.blobs_obstore import ObstoreBlobStore
+from honmaru.stores.records_sql import SqlRecordStore
+
+_LOG = logging.getLogger("honmaru")
+
+
+class Enclave:
+    """Everything of one enclave, joined. Construct, then `start`; `close` stops it."""
+
+    def __init__(self, settings: Settings) -> None:
+        data = settings.data
+        self.settings = settings
+        self.clock = SystemClock()
+        self.ids = SystemIds()
+        self.region, self.account = _fixed_facts(settings, self.ids)
+        self.partition = partition_of(self.region)
+        keys = data / "keys"
+        self.ledger = Ledger(data / "ledger", heads=keys / "ledger", clock=self.clock, secret=self.ids.secret)
+        self.records = SqlRecordStore(settings.database or f"sqlite:///{data / 'records.sqlite'}")
+        self.blobs = ObstoreBlobStore(settings.blobs or str(data / "blobs"))
+        keyring = Keyring(keys / "ring", self.ids.secret)
+        self.guard = Guard(self.records, self.blobs, keyring, self.ledger, self.clock, self.ids)
+        self.identity = Identity(
+            self.guard,
+            partition=self.partition.name,
+            region=self.region,
+            account=self.account,
+            clock=self.clock,
+            ids=self.ids,
+            keyring=keyring,
+        )
+        self.environments = Environments(data / "environments.json")
+        self.executor = LocalExecutor(data / "scratch", bwrap=_bwrap())
+        buckets = S3Buckets(self.guard, self.identity, self.ledger, self.clock, self.ids)
+        logs = LogStore(self.guard)
+        self.supervisor = Supervisor(
+            [
+                Training(self.guard, self.identity, buckets, logs, self.environments, self.clock, self.ids),
+                ModelImport(self.guard, self.identity, buckets, self.environments, self.clock, self.ids),
+            ],
+            self.guard,
+            self.executor,
+            self.clock,
+            self.ids,
+            owner=self.ids.uuid(),
+        )
+        self.model_servers = ModelServers(
+            self.guard,
+            self.executor,
+            self.environments,
+            self.clock,
+            self.ids,
+            directory=data / "models",
+            idle_s=settings.model_idle_s,
+        )
+        self.providers = (
+            Sts(self.identity),
+            Iam(self.identity),
+            S3(self.guard),
+            SageMaker(self.guard, self.identity, self.supervisor.wake, self.environments),
+            Logs(logs),
+            CloudTrail(self.ledger, self.guard),
+            Bedrock(self.guard, self.identity, self.supervisor.wake, self.model_servers),
+            BedrockRuntime(self.guard, self.model_servers),
+        )
+        self.limits = Limits()
+        self.gateway = Gateway(
+            providers=self.providers,
+            identity=self.identity,
+            guard=self.guard,
+            ledger=self.ledger,
+            clock=self.clock,
+            ids=self.ids,
+            region=self.region,
+            partition=self.partition.name,
+            limits=self.limits,
+            cache=data / "cache",
+        )
+        self.tls: ServerTls | None = None
+        if not settings.http:
+            self.tls = ensure_server_tls(keys, data / "tls", region=self.region, now=self.clock.now())
+        self.port = settings.port
+        self.started = self.clock.now()
+        self.stopping = threading.Event()
+
+    def describe(self) -> dict[str, Any]:
+        """What `honmaru status` shows. Holds nothing that users or jobs stored."""
+        return {
+            "endpoint": f"{'https' if self.tls else 'http'}://{self.settings.host}:{self.port}",
+            "host": self.settings.host,
+            "port": self.port,
+            "region": self.region,
+            "partition": self.partition.name,
+            "ceiling": self.partition.ceiling,
+            "account": self.account,
+            "data": str(self.settings.data),
+            "pid": run_files.running_pid(self.settings.data),
+            "started": self.started.isoformat(timespec="seconds"),
+            "ca": str(self.tls.ca) if self.tls else "",
+            "ledger": "writable" if self.ledger.writable else "not writable: requests are refused",
+        }
+
+    def run(self, announce: Callable[[dict[str, Any]], None]) -> None:
+        """Serve until `stopping` is set."""
+        self.guard.drain_outbox()
+        self.identity.bootstrap()
+        self.supervisor.start()
+        operator = OperatorServer(self, self.settings.data / "run" / "operator.sock")
+
+        def ready(port: int) -> None:
+            self.port = port
+            run_files.publish(self.settings.data, self.describe())
+            announce(self.describe())
+
+        try:
+            serve(
+                self.gateway,
+                host=self.settings.host,
+                port=self.settings.port,
+                certificate=self.tls.certificate if self.tls else None,
+                key=self.tls.key if self.tls else None,
+                limits=self.limits,
+                ready=ready,
+                stopping=self.stopping,
+            )
+        finally:
+            run_files.withdraw(self.settings.data)
+            operator.close()
+            self.supervisor.stop()
+            self.model_servers.close()
+            self.ledger.close()
+            self.records.close()
+
+
+def _bwrap() -> str:
+    path = shutil.which("bwrap")
+    if path is None:
+        raise ConfigurationFault(["bubblewrap is not installed, so no job could be isolated: apt-get install bubblewrap"])
+    return path
+
+
+def _fixed_facts(settings: Settings, ids: SystemIds) -> tuple[str, str]:
+    """Region and account of this data directory, chosen by its first start."""
+    path = settings.data / "enclave.json"
+    if path.exists():
+        facts = json.loads(path.read_text())
+        if settings.region not in (None, facts["region"]):
+            raise ConfigurationFault(
+                [
+                    f"{settings.data} holds an enclave of {facts['region']}, not {settings.region}: "
+                    "leave --region out, or name another directory with --data"
+                ]
+            )
+        return facts["region"], facts["account"]
+    account = str(100_000_000_000 + int.from_bytes(ids.secret(8)) % 900_000_000_000)
+    facts = {"region": settings.region or DEFAULT_REGION, "account": account}
+    temporary = path.with_suffix(".new")
+    temporary.write_text(json.dumps(facts))
+    temporary.replace(path)
+    return facts["region"], facts["account"]
+
+
+def run_enclave(settings: Settings, announce: Callable[[dict[str, Any]], None]) -> int:
+    """Become the enclave of a data directory until SIGTERM or SIGINT. Raises ConfigurationFault before it answers."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.data.chmod(0o700)
+    with run_files.take_lock(settings.data):
+        enclave = Enclave(settings)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: enclave.stopping.set())
+        enclave.run(announce)
+    return 0
+
+

@@ -1,0 +1,50 @@
+"""What an operator decides before an enclave starts, checked all at once.
+
+Invariants:
+- The enclave listens on loopback only.
+- TLS is on unless plain http is asked for by name.
+- Region and account are fixed by the first start; a later start with another region is refused.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from honmaru.core.errors import ConfigurationFault
+from honmaru.core.partitions import partition_of
+
+DEFAULT_REGION = "us-gov-west-1"
+DEFAULT_PORT = 8443
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`database` and `blobs` are URLs; None means SQLite and a directory inside `data`. Times are in seconds."""
+
+    data: Path
+    region: str | None = None
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    http: bool = False
+    database: str | None = None
+    blobs: str | None = None
+    model_idle_s: float = 600.0
+
+    def check(self) -> None:
+        """Raises ConfigurationFault with every problem and its repair."""
+        problems: list[str] = []
+        if self.region is not None:
+            try:
+                partition_of(self.region)
+            except ConfigurationFault as fault:
+                problems += fault.problems
+        if not ipaddress.ip_address(self.host).is_loopback:
+            problems.append(f"host {self.host} is not a loopback address; use 127.0.0.1")
+        if not 0 <= self.port <= 65535:
+            problems.append(f"port {self.port} is outside 0..65535")
+        if self.data.exists() and not self.data.is_dir():
+            problems.append(f"{self.data} is a file; name a directory with --data")
+        if problems:
+            raise ConfigurationFault(problems)

@@ -1,0 +1,21 @@
+"""`honmaru environment`: the software environments that jobs may name as image URI."""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "environment"
+HELP = "list the software environments that jobs may name"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list")
+    verbs.add_parser("list", help="list environments")
+
+
+def run(args: argparse.Namespace) -> int:
+    from honmaru.app.operator import ask
+
+    for environment in ask(args.data, "ListEnvironments")["environments"]:
+        print(f"{environment['name']:<14} {environment['digest'][:19]}  {environment['description']}")
+    return 0

@@ -1,0 +1,89 @@
+"""`honmaru up`: start the enclave."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+
+from honmaru.app.run_files import published, running_pid
+from honmaru.app.settings import DEFAULT_PORT, Settings
+from honmaru.core.errors import ConfigurationFault
+
+NAME = "up"
+HELP = "start the enclave"
+_START_TIMEOUT_S = 60.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--region", help="us-gov-west-1 (CUI), us-isob-east-1 (SECRET) or us-iso-east-1 (TOP SECRET)")
+    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"default {DEFAULT_PORT}; 0 takes a free one")
+    parser.add_argument("--http", action="store_true", help="plain http instead of TLS, on loopback only")
+    parser.add_argument("--database", metavar="URL", help="postgresql://... (default: SQLite in the data directory)")
+    parser.add_argument("--blobs", metavar="URL", help="object store URL (default: a directory in the data directory)")
+    parser.add_argument("--model-idle", type=float, default=600.0, metavar="S", help="stop an idle model server after")
+    parser.add_argument("--detach", action="store_true", help="run in the background; returns when it answers")
+    parser.add_argument("--json", action="store_true", help="print one JSON object when it answers")
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = Settings(
+        data=args.data.absolute(),
+        region=args.region,
+        port=args.port,
+        http=args.http,
+        database=args.database,
+        blobs=args.blobs,
+        model_idle_s=args.model_idle,
+    )
+    settings.check()
+    if args.detach:
+        return _detach(settings, as_json=args.json)
+    from honmaru.app.enclave import run_enclave
+
+    return run_enclave(settings, announce=lambda facts: _announce(facts, as_json=args.json))
+
+
+def _announce(facts: dict[str, object], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts), flush=True)
+        return
+    if str(facts["endpoint"]).startswith("http:"):
+        print("Warning: plain http. Secrets and answers cross the loopback interface unencrypted.", flush=True)
+    print(f"honmaru {facts['region']} (ceiling {facts['ceiling']}) answers at {facts['endpoint']}", flush=True)
+    print(f"  account {facts['account']}, data in {facts['data']}, pid {facts['pid']}", flush=True)
+    print('  clients: eval "$(honmaru env --user admin)"', flush=True)
+
+
+def _detach(settings: Settings, *, as_json: bool) -> int:
+    if (pid := running_pid(settings.data)) is not None:
+        raise ConfigurationFault(
+            [f"an enclave (pid {pid}) already runs in {settings.data}: `honmaru status` or `honmaru down`"]
+        )
+    log = settings.data / "log"
+    log.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.data.chmod(0o700)
+    command = [sys.executable, "-m", "honmaru", "up", "--data", str(settings.data), "--port", str(settings.port)]
+    command += ["--model-idle", str(settings.model_idle_s)]
+    for flag, value in (("--region", settings.region), ("--database", settings.database), ("--blobs", settings.blobs)):
+        command += [flag, value] if value else []
+    command += ["--http"] if settings.http else []
+    errors = log / "enclave.log"
+    offset = errors.stat().st_size if errors.exists() else 0
+    with errors.open("ab") as out:
+        child = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/", env=os.environ
+        )
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if (facts := published(settings.data)) and facts["pid"] == child.pid:
+            _announce(facts, as_json=as_json)
+            return 0
+        if child.poll() is not None:
+            said = errors.read_bytes()[offset:].decode(errors="replace").strip().splitlines()
+            raise ConfigurationFault([line.removeprefix("honmaru: ") for line in said[-5:]] or ["it ended at once"])
+        time.sleep(0.05)
+    raise ConfigurationFault([f"the enclave does not answer after {_START_TIMEOUT_S:.0f} s; see {errors}"])
