@@ -32,8 +32,6 @@ class Finding:
 
 def _python(_data: Path) -> Finding:
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < (3, 11):
-        return Finding("fail", "Python", version, "use Python 3.11 or newer")
     return Finding("ok", "Python", version)
 
 

@@ -13,7 +13,6 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from honmaru.app import run_files
@@ -180,7 +179,9 @@ class Enclave:
 def _bwrap() -> str:
     path = shutil.which("bwrap")
     if path is None:
-        raise ConfigurationFault(["bubblewrap is not installed, so no job could be isolated: apt-get install bubblewrap"])
+        raise ConfigurationFault(
+            ["bubblewrap is not installed, so no job could be isolated: apt-get install bubblewrap"]
+        )
     return path
 
 
@@ -192,8 +193,10 @@ def _fixed_facts(settings: Settings, ids: SystemIds) -> tuple[str, str]:
         if settings.region not in (None, facts["region"]):
             raise ConfigurationFault(
                 [
-                    f"{settings.data} holds an enclave of {facts['region']}, not {settings.region}: "
-                    "leave --region out, or name another directory with --data"
+                    (
+                        f"{settings.data} holds an enclave of {facts['region']}, not {settings.region}: "
+                        "leave --region out, or name another directory with --data"
+                    )
                 ]
             )
         return facts["region"], facts["account"]
@@ -216,5 +219,3 @@ def run_enclave(settings: Settings, announce: Callable[[dict[str, Any]], None]) 
             signal.signal(number, lambda *_: enclave.stopping.set())
         enclave.run(announce)
     return 0
-
-

@@ -12,7 +12,9 @@ HELP = 'print shell lines for clients: eval "$(honmaru env --user NAME --label S
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--user", default="admin", help="whose credentials (default admin)")
-    parser.add_argument("--label", default="", help="the label to sign in at, within the clearance (default the lowest)")
+    parser.add_argument(
+        "--label", default="", help="the label to sign in at, within the clearance (default the lowest)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
 
 
@@ -36,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         "HONMARU_LABEL": credentials["label"],
     }
     if status["ca"]:
-        variables |= {name: status["ca"] for name in ("AWS_CA_BUNDLE", "SSL_CERT_FILE")}
+        variables |= dict.fromkeys(("AWS_CA_BUNDLE", "SSL_CERT_FILE"), status["ca"])
     if args.json:
         print(json.dumps(variables))
         return 0
