@@ -1,0 +1,26 @@
+"""Fixtures that several kinds of tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from honmaru.testing.enclaves import LiveEnclave
+
+# No test may find the developer's own AWS settings or proxies.
+for _name in [n for n in os.environ if n.startswith(("AWS_", "HONMARU_DATA")) or n.lower().endswith("_proxy")]:
+    del os.environ[_name]
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+
+
+@pytest.fixture(scope="session")
+def enclave(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEnclave]:
+    """A running Secret enclave over https with `alice` (SECRET), `bob` (SECRET) and `carol` (UNCLASSIFIED)."""
+    live = LiveEnclave(Path(tmp_path_factory.mktemp("enclave"))).up()
+    for name, clearance in (("alice", "SECRET"), ("bob", "SECRET"), ("carol", "UNCLASSIFIED")):
+        live.user(name, clearance)
+    yield live
+    live.down()
