@@ -1,0 +1,95 @@
+"""Secrets in files: made once, readable by their owner only.
+
+Invariants:
+- A secret file has no permission for group or others, lies in a directory without any, and is no link; else nothing is read.
+- Creation is atomic and durable: after a crash the file holds the whole secret or does not exist; two racing
+  creators end with the same secret.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from honmaru.core.errors import ConfigurationFault
+
+_SHARED = stat.S_IRWXG | stat.S_IRWXO
+
+
+def read_or_create(path: Path, make: Callable[[], bytes]) -> bytes:
+    """The secret in `path`; where there is none, `make()` is asked for one and it is stored first.
+
+    Missing directories are made with mode 0700. Raises ConfigurationFault, naming the repair, when the file or its
+    directory is open to others, is not a plain file, is empty, or belongs to another user.
+    """
+    private_directory(path.parent)
+    try:
+        return _read(path)
+    except FileNotFoundError:
+        pass
+    secret = make()
+    if not secret:
+        raise ValueError("an empty secret is no secret")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(secret)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return _read(path)
+    finally:
+        os.unlink(draft)
+    sync_directory(path.parent)
+    return secret
+
+
+def private_directory(path: Path) -> None:
+    """Make a directory (and its parents) with mode 0700; raises ConfigurationFault when others may enter it."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.stat()
+    problems = []
+    if status.st_mode & _SHARED:
+        problems.append(f"{path} is open to other users (mode {status.st_mode & 0o777:04o}): run chmod 700 {path}")
+    if status.st_uid != os.geteuid():
+        problems.append(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}: run chown -R on it")
+    if problems:
+        raise ConfigurationFault(problems)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ConfigurationFault([f"{path} cannot be read ({error.strerror}): make it a plain file of mode 0600"]) from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        problems = []
+        if not stat.S_ISREG(status.st_mode):
+            problems.append(f"{path} is not a plain file: put the secret back from a backup")
+        if status.st_mode & _SHARED:
+            problems.append(f"{path} is open to other users (mode {status.st_mode & 0o777:04o}): run chmod 600 {path}")
+        if status.st_uid != os.geteuid():
+            problems.append(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}: run chown on it")
+        secret = b"" if problems else file.read()
+        if not problems and not secret:
+            problems.append(f"{path} is empty: put the secret back from a backup")
+        if problems:
+            raise ConfigurationFault(problems)
+        return secret
