@@ -11,7 +11,8 @@ Invariants, which the contract suite checks on every implementation:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import builtins
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -79,8 +80,11 @@ class OutboxEntry:
 class RecordStore(Protocol):
     """See the module's invariants. Thread-safe."""
 
-    def get(self, account: str, service: str, kind: str, name: str, labels: Collection[str]) -> list[Row]:
-        """All instances of one name at the given labels (at most one per label), in label order."""
+    def get(self, account: str | None, service: str, kind: str, name: str, labels: Collection[str]) -> list[Row]:
+        """All instances of one name at the given labels (at most one per account and label), by (label, account).
+
+        `account` None means every account (the supervisor and the authenticator only).
+        """
         ...
 
     def list(
@@ -95,21 +99,31 @@ class RecordStore(Protocol):
         state: str | None = None,
         limit: int = 1000,
     ) -> list[Row]:
-        """Records whose name starts with `prefix` and is greater than `after` (code-point order), by (name, label).
+        """Records whose name starts with `prefix` and is greater than `after` (code-point order), by
+        (name, label, account).
 
         `account` None means every account (the supervisor and the authenticator only).
         """
         ...
 
-    def apply(self, changes: Sequence[Change], outbox: Sequence[OutboxEntry] = ()) -> list[Row]:
-        """Apply all changes in one transaction; returns the records as stored (a deleted one as it was)."""
+    def apply(
+        self, changes: Sequence[Change], outbox: Sequence[OutboxEntry] = (), confirmed: Collection[str] = ()
+    ) -> builtins.list[Row]:
+        """Apply all changes in one transaction; returns the records as stored (a deleted one as it was).
+
+        `confirmed` names older outbox entries that the ledger holds durably: forgetting them rides along for free.
+        """
+        ...
+
+    def scan(self) -> Iterator[Row]:
+        """Every record of every service, each committed before the call at least once (the sweep for orphan blobs)."""
         ...
 
     def labels(self) -> frozenset[str]:
         """Every label that any record carries or has carried."""
         ...
 
-    def outbox(self, limit: int = 1000) -> list[OutboxEntry]:
+    def outbox(self, limit: int = 1000) -> builtins.list[OutboxEntry]:
         """Entries not yet confirmed to be in the ledger, oldest first."""
         ...
 

@@ -1,7 +1,26 @@
-"""The reference monitor's public face: see `guard.py`, `records.py`, `blobs.py`."""
+"""The guard: the only way to records and blobs, where labels are enforced."""
 
-from honmaru.security.guard.blobs import GuardedBlobs
+from honmaru.security.guard.blobs import BlobRef, GuardedBlobs
 from honmaru.security.guard.guard import Guard
-from honmaru.security.guard.records import GuardedRecords
+from honmaru.security.guard.records import (
+    Creation,
+    GuardedChange,
+    GuardedRecords,
+    Record,
+    Removal,
+    Revision,
+    TrustedRecords,
+)
 
-__all__ = ["Guard", "GuardedBlobs", "GuardedRecords"]
+__all__ = [
+    "BlobRef",
+    "Creation",
+    "Guard",
+    "GuardedBlobs",
+    "GuardedChange",
+    "GuardedRecords",
+    "Record",
+    "Removal",
+    "Revision",
+    "TrustedRecords",
+]

@@ -1,0 +1,303 @@
+"""Guarded blobs: sealed bytes at a label, each under a key of its own.
+
+A blob is a header, then segments of 1 MiB sealed with AES-256-GCM (STREAM construction):
+
+    "HMB1" | header length (4 bytes) | header JSON {account, label, id, key} | segment 0 | segment 1 | ...
+
+`key` is the blob's data key, wrapped for (account, label). Segment i has nonce (i, last?) and the header's digest as
+associated data. The key seals one blob only, so counting nonces never repeat.
+
+Invariants:
+- Reading needs the session's label to dominate the label in the header, and that label is authenticated: the data
+  key opens only under the account and label that the header states, for the id that the caller asked for.
+- A flipped, missing, moved or foreign byte raises IntegrityFault before any byte of its segment is returned; a blob
+  cut at a segment's border is found because its end is not marked as the end.
+- What a session writes carries the session's label. Blobs never change; a new content is a new blob.
+- Memory use of a read or write is a few segments, whatever the blob's size.
+- A blob that is deleted while somebody reads it goes away after the last reader.
+
+Source: Hoang, Reyhanitabar, Rogaway, Vizár, "Online Authenticated-Encryption and its Nonce-Reuse Misuse-Resistance"
+(STREAM); SP 800-38D.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import orjson
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from honmaru.core.errors import AccessDenied, IntegrityFault, NotFound
+from honmaru.core.labels import Label
+from honmaru.core.sessions import Session
+from honmaru.ports.blobs import BlobStore
+from honmaru.ports.runtime import Ids
+from honmaru.security.crypto.keyring import KEY_BYTES, Keyring
+
+SEGMENT_BYTES = 1 << 20
+_TAG_BYTES = 16
+_MAGIC = b"HMB1"
+_FIRST_READ = 4096
+_ID = re.compile(r"blob-([0-9a-f]{16})-([0-9a-f]{32})")
+_ID_BYTES = re.compile(rb"blob-[0-9a-f]{16}-[0-9a-f]{32}")
+_PATH = re.compile(r"[^/]+/([0-9a-f]{16})/[0-9a-f]{2}/([0-9a-f]{32})")
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRef:
+    """A stored blob: its id for `read` and `delete`, its plain size in bytes, and the SHA-256 of the plain bytes."""
+
+    id: str
+    size: int
+    sha256: str
+
+
+class GuardedBlobs:
+    """The blobs of the session's account, as the session. Made by `Guard.blobs`."""
+
+    def __init__(self, vault: BlobVault, session: Session) -> None:
+        self._vault = vault
+        self._session = session
+
+    def write(self, chunks: Iterable[bytes]) -> BlobRef:
+        """Store plain bytes at the session's label; durable on return. If `chunks` raises, nothing is stored.
+
+        The blob lives as long as some record's body contains its id: put it there before the request ends.
+        """
+        return self._vault.write(self._session.account, self._session.label, chunks)
+
+    def read(self, blob_id: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Plain bytes `start` to `start + length` (None: to the end), in chunks of at most 1 MiB.
+
+        Raises:
+            NotFound: there is no such blob at or below the session's label. Raised at once, not at the first chunk.
+            IntegrityFault: stored bytes do not verify; no byte of that segment was returned.
+        """
+        return self._vault.read(self._session, blob_id, start, length)
+
+    def delete(self, blob_id: str) -> None:
+        """Delete a blob at exactly the session's label; a missing or higher one is no error.
+
+        Raises AccessDenied for a lower one (no write-down).
+        """
+        self._vault.delete(self._session, blob_id)
+
+
+class BlobVault:
+    """Seals, opens and sweeps the blobs of one enclave. Held by the guard only. Thread-safe."""
+
+    def __init__(self, store: BlobStore, keyring: Keyring, ids: Ids, label: Callable[[str], Label]) -> None:
+        self._store = store
+        self._keyring = keyring
+        self._ids = ids
+        self._label = label
+        self._lock = threading.Lock()
+        self._readers: dict[str, int] = {}
+        self._doomed: set[str] = set()
+        # Ids that the sweep must spare: written by this process, or put into a record's body. None after the sweep.
+        self._spared: set[str] | None = set()
+
+    def write(self, account: str, label: Label, chunks: Iterable[bytes]) -> BlobRef:
+        blob_id = f"blob-{label.token}-{self._ids.secret(16).hex()}"
+        self._spare([blob_id])
+        dek = self._ids.secret(KEY_BYTES)
+        header = _header(account, label.canonical, blob_id, self._keyring, dek)
+        digest = hashlib.sha256()
+        size = 0
+
+        def plain() -> Iterator[bytes]:
+            nonlocal size
+            for chunk in chunks:
+                digest.update(chunk)
+                size += len(chunk)
+                yield chunk
+
+        self._store.write(_path(account, blob_id), _sealed(header, dek, plain()))
+        return BlobRef(blob_id, size, digest.hexdigest())
+
+    def read(self, session: Session, blob_id: str, start: int, length: int | None) -> Iterator[bytes]:
+        path = _path(session.account, blob_id)
+        with self._lock:
+            if path in self._doomed:
+                raise NotFound(f"there is no blob {blob_id!r}")
+            self._readers[path] = self._readers.get(path, 0) + 1
+        try:
+            header_bytes, key = self._open_header(session, blob_id, path)
+            total = self._store.size(path)
+        except FileNotFoundError:
+            self._release(path)
+            raise NotFound(f"there is no blob {blob_id!r}") from None
+        except BaseException:
+            self._release(path)
+            raise
+        return _Reader(self._segments(path, header_bytes, key, total, start, length), lambda: self._release(path))
+
+    def delete(self, session: Session, blob_id: str) -> None:
+        path = _path(session.account, blob_id)
+        try:
+            header, _ = self._read_header(path)
+        except FileNotFoundError:
+            return
+        label = self._label(header["label"])
+        if label != session.label:
+            if session.label.dominates(label):
+                raise AccessDenied(f"the blob is at {label.banner} and this session is at {session.label.banner}")
+            return
+        with self._lock:
+            if self._readers.get(path):
+                self._doomed.add(path)
+                return
+        self._store.delete(path)
+
+    def mention(self, body: bytes) -> None:
+        """A record's body is about to be committed: the sweep must spare the blobs that it names."""
+        if self._spared is not None:
+            self._spare(found.decode() for found in _ID_BYTES.findall(body))
+
+    def sweep(self, bodies: Iterable[bytes]) -> int:
+        """Delete the blobs named by none of `bodies` (read after this call began) nor by anything newer."""
+        candidates = set(self._store.paths(""))
+        named = {found.decode() for body in bodies for found in _ID_BYTES.findall(body)}
+        swept = 0
+        for path in sorted(candidates):
+            match = _PATH.fullmatch(path)
+            if match is None:
+                continue
+            blob_id = f"blob-{match[1]}-{match[2]}"
+            with self._lock:
+                spared = self._spared is None or blob_id in self._spared
+            if blob_id not in named and not spared:
+                self._store.delete(path)
+                swept += 1
+        with self._lock:
+            self._spared = None
+        return swept
+
+    def _spare(self, blob_ids: Iterable[str]) -> None:
+        with self._lock:
+            if self._spared is not None:
+                self._spared.update(blob_ids)
+
+    def _release(self, path: str) -> None:
+        with self._lock:
+            self._readers[path] -= 1
+            if self._readers[path]:
+                return
+            del self._readers[path]
+            if path not in self._doomed:
+                return
+            self._doomed.discard(path)
+        self._store.delete(path)
+
+    def _open_header(self, session: Session, blob_id: str, path: str) -> tuple[bytes, AESGCM]:
+        header, raw = self._read_header(path)
+        account, label = header["account"], header["label"]
+        # A header that states a lower label than the truth gets past this check, and then its key does not open.
+        if account != session.account or not session.label.dominates(self._label(label)):
+            raise NotFound(f"there is no blob {blob_id!r}")
+        try:
+            wrapped = bytes.fromhex(header["key"])
+        except ValueError:
+            raise IntegrityFault("a blob's header is damaged; restore the blob from a backup") from None
+        return raw, AESGCM(self._keyring.unwrap(account, label, wrapped, blob_id.encode()))
+
+    def _read_header(self, path: str) -> tuple[dict[str, str], bytes]:
+        first = self._store.read(path, 0, _FIRST_READ)
+        damaged = IntegrityFault("a blob's header is damaged; restore the blob from a backup")
+        if first[:4] != _MAGIC or len(first) < 8:
+            raise damaged
+        end = 8 + int.from_bytes(first[4:8], "big")
+        if end > 1 << 20:
+            raise damaged
+        raw = first[:end] if end <= len(first) else self._store.read(path, 0, end)
+        try:
+            header = orjson.loads(raw[8:])
+        except orjson.JSONDecodeError:
+            raise damaged from None
+        if not isinstance(header, dict) or not all(isinstance(header.get(k), str) for k in ("account", "label", "key")):
+            raise damaged
+        return header, raw
+
+    def _segments(
+        self, path: str, header: bytes, key: AESGCM, total: int, start: int, length: int | None
+    ) -> Iterator[bytes]:
+        bound = hashlib.sha384(header).digest()
+        sealed_size = SEGMENT_BYTES + _TAG_BYTES
+        body = total - len(header)
+        count = max(1, -(-body // sealed_size))
+        end = None if length is None else start + length
+        for index in range(start // SEGMENT_BYTES, count):
+            begin = index * SEGMENT_BYTES
+            if end is not None and begin >= end:
+                return
+            sealed = self._store.read(path, len(header) + index * sealed_size, sealed_size)
+            try:
+                plain = key.decrypt(_nonce(index, index == count - 1), sealed, bound)
+            except (InvalidTag, ValueError):
+                raise IntegrityFault(
+                    "a stored blob was changed or cut; nothing of the damaged part was served; restore it from a backup"
+                ) from None
+            piece = plain[max(0, start - begin) : None if end is None else end - begin]
+            if piece:
+                yield piece
+
+
+class _Reader(Iterator[bytes]):
+    """An open read: releases the blob at the end, on a fault, on close, or when it is dropped."""
+
+    def __init__(self, segments: Iterator[bytes], release: Callable[[], None]) -> None:
+        self._segments = segments
+        self._release: Callable[[], None] | None = release
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._segments)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        release, self._release = self._release, None
+        if release is not None:
+            release()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _path(account: str, blob_id: str) -> str:
+    match = _ID.fullmatch(blob_id)
+    if match is None:
+        raise NotFound(f"there is no blob {blob_id!r}")
+    return f"{account}/{match[1]}/{match[2][:2]}/{match[2]}"
+
+
+def _header(account: str, label: str, blob_id: str, keyring: Keyring, dek: bytes) -> bytes:
+    wrapped = keyring.wrap(account, label, dek, blob_id.encode())
+    fields = orjson.dumps({"account": account, "label": label, "id": blob_id, "key": wrapped.hex()})
+    return _MAGIC + len(fields).to_bytes(4, "big") + fields
+
+
+def _sealed(header: bytes, dek: bytes, chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Header and sealed segments; the last segment is marked, and is the only one that may be short or empty."""
+    key = AESGCM(dek)
+    bound = hashlib.sha384(header).digest()
+    yield header
+    index = 0
+    buffer = bytearray()
+    for chunk in chunks:
+        buffer += chunk
+        while len(buffer) > SEGMENT_BYTES:
+            yield key.encrypt(_nonce(index, False), bytes(memoryview(buffer)[:SEGMENT_BYTES]), bound)
+            del buffer[:SEGMENT_BYTES]
+            index += 1
+    yield key.encrypt(_nonce(index, True), bytes(buffer), bound)
+
+
+def _nonce(index: int, last: bool) -> bytes:
+    return index.to_bytes(11, "big") + (b"\x01" if last else b"\x00")

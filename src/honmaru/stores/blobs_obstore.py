@@ -1,0 +1,126 @@
+"""The blob store on a local directory (default) or on any object store that obstore reaches (S3, GCS, Azure).
+
+Invariants (beside those of the port, `ports.blobs`):
+- obstore's local `put` does not call fsync (seen with strace, obstore 0.12), so a local write is done here: written
+  to a temporary file, fsynced, renamed, and the directory fsynced before `write` returns.
+- Temporary files of a crashed process are deleted at start and never listed.
+- If the chunks raise, nothing is stored.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from honmaru.core.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+_INCOMING = ".incoming"
+
+
+class ObstoreBlobStore:
+    """A `ports.blobs.BlobStore`.
+
+    Args:
+        location: A directory (made when absent), or a URL such as `s3://bucket/prefix`.
+        options: Settings of the remote store (endpoint, keys), as obstore names them; the environment is not read here.
+    """
+
+    def __init__(self, location: str | Path, options: Mapping[str, Any] | None = None) -> None:
+        from obstore import store as stores
+
+        self._store: ObjectStore
+        self._directory: Path | None = None
+        if isinstance(location, str) and "://" in location and not location.startswith("file://"):
+            self._store = stores.from_url(location, **dict(options or {}))
+            return
+        self._directory = Path(str(location).removeprefix("file://")).absolute()
+        incoming = self._directory / _INCOMING
+        incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for leftover in incoming.iterdir():
+            leftover.unlink()
+        self._store = stores.LocalStore(self._directory)
+
+    def write(self, path: str, chunks: Iterable[bytes]) -> int:
+        """Store the chunks under a new path; durable on return. Raises StoreUnavailable, or what `chunks` raises."""
+        if self._directory is not None:
+            return self._write_file(self._directory, path, chunks)
+        size = 0
+
+        def counted() -> Iterator[bytes]:
+            nonlocal size
+            for chunk in chunks:
+                size += len(chunk)
+                yield chunk
+
+        self._store.put(path, counted())
+        return size
+
+    def read(self, path: str, start: int, length: int) -> bytes:
+        """Exactly `length` bytes from `start` (fewer at the end). Raises FileNotFoundError."""
+        available = max(0, min(length, self.size(path) - start))
+        return bytes(self._store.get_range(path, start=start, length=available)) if available else b""
+
+    def size(self, path: str) -> int:
+        """Bytes stored under a path. Raises FileNotFoundError."""
+        return int(self._store.head(path)["size"])
+
+    def delete(self, path: str) -> None:
+        """Deleting a missing path is no error."""
+        try:
+            self._store.delete(path)
+        except FileNotFoundError:
+            return
+
+    def paths(self, prefix: str) -> Iterator[str]:
+        """Every stored path that starts with `prefix`, in no particular order."""
+        # obstore lists whole path segments, so the part after the last slash is matched here.
+        directory = prefix.rpartition("/")[0]
+        for batch in self._store.list(prefix=directory or None):
+            for entry in batch:
+                if entry["path"].startswith(prefix) and not entry["path"].startswith(_INCOMING + "/"):
+                    yield entry["path"]
+
+    def _write_file(self, directory: Path, path: str, chunks: Iterable[bytes]) -> int:
+        target = directory / path
+        temporary = directory / _INCOMING / secrets.token_hex(16)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        size = 0
+        try:
+            with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
+                for chunk in chunks:
+                    size += file.write(chunk)
+                file.flush()
+                os.fsync(file.fileno())
+            _make_directories(directory, target.parent)
+            temporary.rename(target)
+            _sync(target.parent)
+        except OSError as fault:
+            temporary.unlink(missing_ok=True)
+            raise StoreUnavailable(f"a blob could not be stored: {fault.strerror}; see `honmaru doctor`") from fault
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return size
+
+
+def _make_directories(root: Path, directory: Path) -> None:
+    """Make the missing directories between root and `directory`, each durable in its parent."""
+    if directory.is_dir() or directory == root:
+        return
+    _make_directories(root, directory.parent)
+    directory.mkdir(exist_ok=True, mode=0o700)
+    _sync(directory.parent)
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
