@@ -52,6 +52,8 @@ class JobSpec:
     time_limit_s: float = 86400.0
     sockets: Mapping[str, str] = field(default_factory=dict)
     """Host directory → path inside, mounted writable, for UNIX sockets (brokers, model servers)."""
+    loopback: bool = False
+    """Allow TCP on loopback inside one instance too (torch.distributed); instances of a gang always have it."""
 
 
 class Phase(Enum):

@@ -1,0 +1,161 @@
+"""The local executor: every job in a bubblewrap sandbox on this machine, owned by a runner that survives the enclave.
+
+Invariants are those of `ports.executors`; this module keeps one folder per job with the files that its runner writes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import honmaru
+from honmaru.core.errors import ExecutorLost, NotFound, ValidationFault
+from honmaru.executors.local import files
+from honmaru.ports.executors import JobSpec, JobStatus, Phase
+
+_PAGE_BYTES = 1 << 20
+_START_TIMEOUT_S = 60.0
+
+
+class LocalExecutor:
+    """Args:
+    directory: Where job folders live (0700).
+    bwrap: Path of the bubblewrap program.
+    python: Interpreter that runs the runner; the enclave's own.
+    """
+
+    def __init__(self, directory: Path, *, bwrap: str = "bwrap", python: str = sys.executable) -> None:
+        self._directory = directory
+        self._bwrap = bwrap
+        self._python = python
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def start(self, spec: JobSpec) -> None:
+        """Start the job, or adopt the one of that id. On return it runs, or has run, behind proven walls.
+
+        Raises:
+            ExecutorLost: a layer of the sandbox cannot be set up; nothing ran.
+            ValidationFault: the spec asks for what this executor cannot give.
+        """
+        if spec.accelerators:
+            raise ValidationFault(f"{spec.accelerators} accelerators asked for; this executor has none")
+        if spec.instances < 1 or not spec.argv:
+            raise ValidationFault("a job needs at least one instance and a command")
+        folder = self._folder(spec.job_id)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if files.load(folder / files.STATUS) is not None:
+            return
+        bwrap = shutil.which(self._bwrap)
+        if bwrap is None:
+            raise ExecutorLost(f"{self._bwrap!r} is not installed: install bubblewrap; nothing was run")
+        files.store(folder / files.SPEC, _document(spec, bwrap))
+        command = [self._python, "-m", "honmaru.executors.local.runner", str(folder)]
+        try:
+            answer = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_START_TIMEOUT_S, start_new_session=True
+            )
+        except subprocess.TimeoutExpired as late:
+            raise ExecutorLost(f"the runner of job {spec.job_id} did not answer") from late
+        said = answer.stdout.decode(errors="replace").strip()
+        if answer.returncode != 0:
+            detail = said.removeprefix("refused:").strip() or answer.stderr.decode(errors="replace").strip()[-500:]
+            raise ExecutorLost(f"the sandbox cannot be set up, nothing was run: {detail}")
+
+    def status(self, job_id: str) -> JobStatus:
+        """Raises NotFound for a job that was never started here (or was forgotten)."""
+        folder = self._folder(job_id)
+        alive = self._alive(folder)
+        status = files.load(folder / files.STATUS)
+        if status is None:
+            raise NotFound(f"no job {job_id} was started here")
+        if status["phase"] == "exited":
+            return JobStatus(Phase.EXITED, tuple(status["exit_codes"]), status["reason"], status["isolation"])
+        return JobStatus(Phase.RUNNING if alive else Phase.LOST, (), "", status["isolation"])
+
+    def output(self, job_id: str, instance: int, offset: int) -> bytes:
+        """At most 1 MiB of an instance's output from `offset`; empty at its present end. `instance` 1 is the first."""
+        try:
+            with files.output_file(self._folder(job_id), instance).open("rb") as stream:
+                stream.seek(offset)
+                return stream.read(_PAGE_BYTES)
+        except FileNotFoundError:
+            return b""
+
+    def stop(self, job_id: str, grace_s: float) -> None:
+        folder = self._folder(job_id)
+        if not folder.exists():
+            raise NotFound(f"no job {job_id} was started here")
+        if files.load(folder / files.STOP) is None:
+            files.store(folder / files.STOP, {"grace_s": grace_s})
+
+    def forget(self, job_id: str) -> None:
+        """Delete the job's scratch and traces; a job that still runs is ended first."""
+        folder = self._folder(job_id)
+        spec = files.load(folder / files.SPEC)
+        if spec is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            return
+        if self._alive(folder):
+            files.store(folder / files.STOP, {"grace_s": 0.0})
+            with (folder / files.LOCK).open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        _remove_tree(Path(spec["root"]))
+        _remove_tree(folder)
+
+    def _alive(self, folder: Path) -> bool:
+        """Whether a runner holds the job's lock."""
+        try:
+            lock = os.open(folder / files.LOCK, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def _folder(self, job_id: str) -> Path:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}", job_id):
+            raise ValidationFault(f"{job_id!r} is not a job id: use letters, digits and dashes, at most 63")
+        return self._directory / job_id
+
+
+def _document(spec: JobSpec, bwrap: str) -> dict[str, object]:
+    return {
+        "job_id": spec.job_id,
+        "root": str(spec.root),
+        "prefix": spec.environment.prefix,
+        "digest": spec.environment.digest,
+        "package": str(Path(honmaru.__file__).parent),
+        "bwrap": bwrap,
+        "argv": list(spec.argv),
+        "variables": dict(spec.variables),
+        "label": spec.label,
+        "instances": spec.instances,
+        "cpu": spec.cpu,
+        "memory_bytes": spec.memory_bytes,
+        "disk_bytes": spec.disk_bytes,
+        "processes": spec.processes,
+        "time_limit_s": spec.time_limit_s,
+        "sockets": dict(spec.sockets),
+        "loopback": spec.loopback or spec.instances > 1,
+    }
+
+
+def _remove_tree(folder: Path) -> None:
+    """Delete a tree in which a job may have made directories without permissions. Follows no links."""
+    if not folder.exists():
+        return
+    for place, _, _ in os.walk(folder, topdown=True):
+        # os.walk lists a directory before it is entered, so it must be opened up by its parent's turn
+        for child in os.scandir(place):
+            if child.is_dir(follow_symlinks=False):
+                Path(child.path).chmod(0o700)
+    shutil.rmtree(folder)
