@@ -1,0 +1,281 @@
+"""The audit ledger of an enclave: one log per label, written before any answer leaves.
+
+Invariants:
+- The log of one label holds nothing of another label: logs have their own directory, thread, checkpoint and tail.
+- A ledger directory is written by one process at a time.
+- Heads (the newest checkpoint of each log) and keys lie outside the ledger directory, so that rolling the directory
+  back, or removing a log from it, is seen at the next start.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from honmaru.core.errors import ConfigurationFault, IntegrityFault, LedgerUnavailable, ValidationFault
+from honmaru.core.labels import Label
+from honmaru.ports.runtime import Clock
+from honmaru.security.crypto.secret_files import private_directory, read_or_create
+from honmaru.security.ledger.checkpoints import Checkpoint, Signer
+from honmaru.security.ledger.entries import MAX_ENTRY_BYTES
+from honmaru.security.ledger.log import Log, Receipt
+from honmaru.security.ledger.proofs import ConsistencyProof, InclusionProof, prove_consistency, prove_inclusion
+from honmaru.security.ledger.recovery import recorded, stored_bundle
+from honmaru.security.ledger.tiles import unpack
+from honmaru.security.ledger.tree import WIDTH
+
+CHECKPOINT_INTERVAL_S = 0.1
+"""Longest time that a durable entry waits for a signed checkpoint while the disk keeps up."""
+
+
+class Ledger:
+    """See the module. Thread-safe; every method may be called from any thread."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        clock: Clock,
+        secret: Callable[[int], bytes],
+        heads: Path | None = None,
+    ) -> None:
+        """Open the ledger in `directory`, recovering every log in it.
+
+        `heads` holds the keys and heads; by default `keys/ledger` beside `directory`. `secret` makes random bytes.
+        Raises IntegrityFault when a log does not extend what was signed before, ConfigurationFault when another
+        process has the ledger open or its files are open to others.
+        """
+        self._directory = directory
+        self._heads = heads or directory.parent / "keys" / "ledger"
+        self._clock = clock
+        private_directory(directory)
+        private_directory(self._heads)
+        self._lock_file = _lock(self._heads / "lock")
+        try:
+            self.signer = Signer(read_or_create(self._heads / "signing.key", lambda: secret(32)))
+            self._tail_key = read_or_create(self._heads / "tail.key", lambda: secret(48))
+            self._logs: dict[str, Log] = {}
+            for label in self._stored_labels():
+                log = self._logs[label.canonical] = self._make(label)
+                log.open()
+        except BaseException:
+            os.close(self._lock_file)
+            raise
+        self._guard = threading.Lock()
+        self._closing = threading.Event()
+        self._news = threading.Event()
+        self._sealer = threading.Thread(target=self._seal, name="ledger-sealer", daemon=True)
+        self._sealer.start()
+
+    # Writing
+
+    def append(self, label: Label, entry: Mapping[str, Any]) -> Future[Receipt]:
+        """Append an entry to the log of `label`; the future resolves once it is durable.
+
+        The entry is a JSON object of at most 65,000 bytes with an "eventID"; the ledger puts its "index" and the time
+        "recorded" in front. Raises LedgerUnavailable, here or in the future, while the disk cannot be written.
+        """
+        body = encode(entry)
+        future: Future[Receipt] = Future()
+        self._log(label).submit(body, future)
+        if not self._news.is_set():
+            self._news.set()
+        return future
+
+    @property
+    def writable(self) -> bool:
+        """False from a failed write until writing works again; the ledger tries by itself, about four times a second."""
+        return not self._closing.is_set() and all(log.fault is None for log in list(self._logs.values()))
+
+    @property
+    def fault(self) -> str | None:
+        """Why the ledger cannot be written, for the operator."""
+        return next((log.fault for log in list(self._logs.values()) if log.fault is not None), None)
+
+    def checkpoint(self, label: Label) -> Checkpoint:
+        """A signed checkpoint over everything durable in a label's log. Raises LedgerUnavailable."""
+        return self._log(label).seal()
+
+    def close(self) -> None:
+        """Write and sign what is queued, then stop. Idempotent."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        self._news.set()
+        self._sealer.join()
+        for log in list(self._logs.values()):
+            log.close()
+        os.close(self._lock_file)
+
+    # Reading
+
+    def labels(self) -> list[Label]:
+        """Labels that have a log. For a session, use only those that its label dominates."""
+        return [log.label for log in list(self._logs.values())]
+
+    def size(self, label: Label) -> int:
+        """Durable entries in a label's log."""
+        log = self._logs.get(label.canonical)
+        return log.size if log else 0
+
+    def entries(self, label: Label, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
+        """Entries `start` to `stop` (exclusive), in order. Raises IntegrityFault at a bundle that does not verify."""
+        log = self._logs.get(label.canonical)
+        stop = min(self.size(label), self.size(label) if stop is None else stop)
+        while log is not None and start < stop:
+            chunk = log.read(start)[: stop - start]
+            yield from (orjson.loads(entry) for entry in chunk)
+            start += len(chunk)
+
+    def backward(self, label: Label, before: int, words: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(index, entry) from `before` - 1 down, of entries that hold every word as a whole JSON string somewhere.
+
+        Bundles without the words are passed over without being parsed.
+        """
+        log = self._logs.get(label.canonical)
+        needles = [orjson.dumps(word) for word in words]
+        end = min(before, self.size(label))
+        while log is not None and end > 0:
+            first = (end - 1) // WIDTH * WIDTH
+            for index, entry in reversed(list(enumerate(_chunk(log, first, needles)[: end - first], first))):
+                if all(needle in entry for needle in needles):
+                    yield index, orjson.loads(entry)
+            end = first
+
+    def position(self, label: Label, time: str) -> int:
+        """Index of the first entry recorded at `time` (ISO 8601, UTC, Z) or later; the size when there is none."""
+        log = self._logs.get(label.canonical)
+        low, high = 0, self.size(label)
+        while log is not None and low < high:
+            middle = (low + high) // 2
+            if recorded(log.read(middle)[0])[1] < time:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def inclusion_proof(self, label: Label, index: int) -> InclusionProof:
+        """Proof that entry `index` is in a label's log. Raises IndexError, LedgerUnavailable or IntegrityFault."""
+        log = self._log(label)
+        with log.sealed():
+            checkpoint = log.seal()
+            if not 0 <= index < checkpoint.size:
+                raise IndexError(f"the log has {checkpoint.size} entries, no entry {index}")
+            return prove_inclusion(log.files, checkpoint, index, log.read(index)[0])
+
+    def consistency_proof(self, label: Label, first: int) -> ConsistencyProof:
+        """Proof that the log extends its first `first` entries. Raises as `inclusion_proof`."""
+        log = self._log(label)
+        with log.sealed():
+            return prove_consistency(log.files, log.seal(), first)
+
+    # Inside
+
+    def _log(self, label: Label) -> Log:
+        log = self._logs.get(label.canonical)
+        if log is not None:
+            return log
+        with self._guard:
+            if self._closing.is_set():
+                raise LedgerUnavailable("the audit ledger is closed")
+            return self._logs.setdefault(label.canonical, self._make(label))
+
+    def _make(self, label: Label) -> Log:
+        head = self._heads / f"{label.token}.head"
+        return Log(self._directory / label.token, head, label, self.signer, self._tail_key, self._clock)
+
+    def _stored_labels(self) -> list[Label]:
+        """Labels of the logs on disk; every head must have its log."""
+        labels = []
+        names = {path.name for path in self._directory.iterdir() if path.is_dir()}
+        for name in sorted(names):
+            try:
+                about = orjson.loads((self._directory / name / "label.json").read_bytes())
+                label = Label.decode(about["label"])
+            except FileNotFoundError:
+                if (self._heads / f"{name}.head").exists():
+                    raise IntegrityFault(f"{self._directory / name / 'label.json'} is missing: restore it") from None
+                continue  # a crash came before the log was laid out; the first append does it again
+            except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+                raise IntegrityFault(f"{self._directory / name / 'label.json'} does not state a label") from error
+            if label.token != name:
+                raise IntegrityFault(f"{self._directory / name} states the label of another log")
+            labels.append(label)
+        for head in self._heads.glob("*.head"):
+            if head.stem not in names:
+                raise IntegrityFault(f"{self._directory / head.stem} is missing, but {head} exists: restore the log")
+        return labels
+
+    def _seal(self) -> None:
+        while not self._closing.is_set():
+            self._news.wait()
+            self._closing.wait(CHECKPOINT_INTERVAL_S)
+            self._news.clear()
+            for log in list(self._logs.values()):
+                if log.unsigned and not self._closing.is_set():
+                    try:
+                        log.seal()
+                    except LedgerUnavailable:
+                        continue  # the log says so itself, and its writer tries again
+                    if log.unsigned:
+                        self._news.set()
+
+
+def encode(entry: Mapping[str, Any]) -> bytes:
+    """An entry as JSON bytes; text that is not Unicode is written with replacement characters.
+
+    Raises ValidationFault when it is too large or has no event id, TypeError for values that are not JSON.
+    """
+    if not isinstance(entry.get("eventID"), str) or "index" in entry or "recorded" in entry:
+        raise ValidationFault('a ledger entry needs an "eventID"; "index" and "recorded" are the ledger\'s to give')
+    try:
+        body = orjson.dumps(dict(entry))
+    except orjson.JSONEncodeError:
+        body = orjson.dumps(_clean(entry))
+    if len(body) > MAX_ENTRY_BYTES:
+        raise ValidationFault(f"a ledger entry of {len(body)} bytes is over the limit of {MAX_ENTRY_BYTES}")
+    return body
+
+
+def _clean(value: Any) -> Any:
+    """The value with lone surrogates replaced, mappings and sequences made plain."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    if isinstance(value, Mapping):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_clean(item) for item in value]
+    return value
+
+
+def _chunk(log: Log, first: int, needles: Sequence[bytes]) -> list[bytes]:
+    """Entries of the bundle that starts at `first`; none when its bytes do not hold every needle."""
+    try:
+        bundle = log.files.raw_bundle(first // WIDTH) if needles else b""
+    except IntegrityFault:
+        return log.read(first)
+    if needles:
+        if not all(needle in bundle for needle in needles):
+            return []
+        if len(unpack(bundle)) == WIDTH:
+            return stored_bundle(log.files, first // WIDTH)
+    return log.read(first)
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ConfigurationFault(
+            [f"another honmaru process writes this ledger ({path} is locked): stop it with `honmaru down` first"]
+        ) from None
+    return descriptor
