@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from honmaru.core.errors import HonmaruError, ValidationFault
 from honmaru.workloads.language_model.corpus import read_corpus
 from honmaru.workloads.language_model.hyperparameters import Hyperparameters
 from honmaru.workloads.layout import Layout
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def say(line: str) -> None:
@@ -89,11 +92,22 @@ def train(layout: Layout) -> None:
     say(f"model written; validation:bits_per_byte={outcome.bits_per_byte:.4f}")
 
 
+def keep_memory() -> None:
+    """Tell glibc to reuse freed memory: giving 30 MB back to the kernel each step cost a quarter of the time."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 1 << 30), (_M_TOP_PAD, 128 << 20)):
+            libc.mallopt(parameter, value)
+    except OSError:
+        return  # another C library: slower, and as right
+
+
 def main() -> int:
     """Run the job; the exit code is 0, or 1 with the reason in output/failure."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ[name] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    keep_memory()
     layout = Layout.from_environment()
     try:
         train(layout)

@@ -21,7 +21,7 @@ class Hyperparameters:
     vocab_size: int = 4096
     hidden_size: int = 256
     layers: int = 3
-    heads: int = 8
+    heads: int = 4
     key_value_heads: int = 4
     context: int = 256
     batch_size: int = 8
