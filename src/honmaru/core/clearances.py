@@ -4,8 +4,7 @@ A clearance is not a label. It holds a level, read-ins, a nationality and an emp
 with it may act at a label. A role or enclave without a clearance of its own is limited by the partition's ceiling only.
 
 Invariants:
-- `may_hold` is downward closed in every axis but the countries: who may hold a label may hold any that it dominates,
-  as far as the nationality is among the countries that label may be released to.
+- `may_hold` is downward closed: who may hold a label may hold any that it dominates.
 - A country that is not in a label's releasable set never holds it, whatever the level.
 - If `a.covers(b)`, then a may hold every label that b may hold. Nobody grants more than they cover.
 
@@ -18,7 +17,7 @@ Source: EO 13526 4.1 (level, need-to-know); ICD 710 (PROPIN, NOCON and contracto
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 from honmaru.core import markings
@@ -135,8 +134,3 @@ def ceiling_permits(partition: Partition, label: Label) -> bool:
     if label.level > ceiling.level:
         return False
     return ceiling.level > UNCLASSIFIED or bool(ceiling.cui) or not label.axes.cui
-
-
-def top_clearance(partition: Partition) -> Clearance:
-    """The clearance of the operator who starts an enclave: the ceiling's level, without any compartment read-in."""
-    return replace(Clearance.parse(partition.ceiling), cui=None)

@@ -262,9 +262,7 @@ def _decode(text: str) -> Axes:
         raise ValueError("unknown axis")
     rel = sets.pop("rel", None)
     disp = sets.pop("disp", rel)
-    return Axes(
-        level=LEVEL_LETTERS.index(head), rel=rel, disp=disp, relido=rel is None or relido is not None, **sets
-    )
+    return Axes(level=LEVEL_LETTERS.index(head), rel=rel, disp=disp, relido=rel is None or relido is not None, **sets)
 
 
 BOTTOM = Label(Axes())
