@@ -1,7 +1,7 @@
 """Secrets in files: made once, readable by their owner only.
 
 Invariants:
-- A secret file has no permission for group or others, lies in a directory without any, and is no link; else nothing is read.
+- A secret file and its directory have no permission for group or others, and it is no link; else nothing is read.
 - Creation is atomic and durable: after a crash the file holds the whole secret or does not exist; two racing
   creators end with the same secret.
 """
@@ -44,7 +44,7 @@ def read_or_create(path: Path, make: Callable[[], bytes]) -> bytes:
         except FileExistsError:
             return _read(path)
     finally:
-        os.unlink(draft)
+        draft.unlink()
     sync_directory(path.parent)
     return secret
 
@@ -77,7 +77,9 @@ def _read(path: Path) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ConfigurationFault([f"{path} cannot be read ({error.strerror}): make it a plain file of mode 0600"]) from error
+        raise ConfigurationFault(
+            [f"{path} cannot be read ({error.strerror}): make it a plain file of mode 0600"]
+        ) from error
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         problems = []

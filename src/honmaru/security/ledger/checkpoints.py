@@ -18,16 +18,15 @@ Source: c2sp.org/tlog-checkpoint, c2sp.org/signed-note (type 0xff with a longer 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from honmaru.core.errors import IntegrityFault
 
 if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA87PrivateKey
+    from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA87PrivateKey, MLDSA87PublicKey
 
 CONTEXT = b"honmaru ledger checkpoint v1"
 """FIPS 204 context string: a signature made here is valid for nothing else."""
@@ -55,43 +54,36 @@ class Checkpoint:
         )
 
 
-class Signer:
-    """The ledger's signing key. One key signs the checkpoints of all logs of an enclave."""
+class Verifier:
+    """A ledger's public key: names logs and reads their checkpoints."""
 
-    def __init__(self, seed: bytes) -> None:
-        from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA87PrivateKey
+    def __init__(self, public_key: bytes) -> None:
+        from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA87PublicKey
 
-        self._key: MLDSA87PrivateKey = MLDSA87PrivateKey.from_seed_bytes(seed)
-        self._public = self._key.public_key()
-        self.public_key = self._public.public_bytes_raw()
-        self.fingerprint = hashlib.sha384(self.public_key).hexdigest()
+        self._key: MLDSA87PublicKey = MLDSA87PublicKey.from_public_bytes(public_key)
+        self.public_key = public_key
+        self.fingerprint = hashlib.sha384(public_key).hexdigest()
+
+    @staticmethod
+    def stored(path: Path) -> Verifier:
+        """The key in a log's `public-key` file. Raises IntegrityFault."""
+        try:
+            raw = base64.b64decode(path.read_text().strip().split("+", 2)[2], validate=True)
+            return Verifier(raw.removeprefix(_TYPE))
+        except (OSError, ValueError, IndexError) as error:
+            raise IntegrityFault(f"{path} does not hold an ML-DSA-87 verifier key: {error}") from error
 
     def origin(self, token: str) -> str:
         """Name of a label's log, unique among enclaves."""
         return f"honmaru/{self.fingerprint[:16]}/{token}"
 
-    def verifier_key(self, origin: str) -> str:
+    def line(self, origin: str) -> str:
         """The public key as a signed-note verifier key line."""
         identity = _key_id(origin, self.public_key)
         return f"{origin}+{identity.hex()}+{base64.b64encode(_TYPE + self.public_key).decode()}\n"
 
-    def sign(self, checkpoint: Checkpoint) -> Checkpoint:
-        """The same checkpoint with its signed note. Takes about 0.8 ms."""
-        text = checkpoint.text
-        signature = _key_id(checkpoint.origin, self.public_key) + self._key.sign(text.encode(), CONTEXT)
-        note = f"{text}\n— {checkpoint.origin} {base64.b64encode(signature).decode()}\n"
-        return Checkpoint(
-            checkpoint.origin,
-            checkpoint.size,
-            checkpoint.sha256,
-            checkpoint.sha384,
-            checkpoint.label,
-            checkpoint.time,
-            note,
-        )
-
     def read(self, path: Path, origin: str, label: str) -> Checkpoint | None:
-        """The checkpoint in a file, or None without one. Raises IntegrityFault unless this key signed it for this log."""
+        """The checkpoint in a file; None without one. Raises IntegrityFault unless this key signed it for this log."""
         try:
             note = path.read_bytes()
         except FileNotFoundError:
@@ -109,7 +101,8 @@ class Signer:
 
         text, separator, signature_line = note.rpartition("\n\n")
         lines = text.split("\n")
-        if not separator or len(lines) != 6 or [line.partition(" ")[0] for line in lines[3:]] != ["sha384", "label", "time"]:
+        names = [line.partition(" ")[0] for line in lines[3:]]
+        if not separator or names != ["sha384", "label", "time"]:
             raise ValueError("it does not have the lines of a checkpoint")
         origin, size, root, *rest = lines
         values = [line.partition(" ")[2] for line in rest]
@@ -117,17 +110,33 @@ class Signer:
         checkpoint = Checkpoint(origin, int(size), sha256, sha384, values[1], values[2], note)
         dash, _, tail = signature_line.rstrip("\n").partition(" ")
         name, _, encoded = tail.rpartition(" ")
+        raw = base64.b64decode(encoded, validate=True)
+        if dash != "—" or name != origin or raw[:4] != _key_id(origin, self.public_key):
+            raise ValueError("the signature is by another key")
+        if checkpoint.text != text + "\n":
+            raise ValueError("the text is not in its one form")
         try:
-            raw = base64.b64decode(encoded, validate=True)
-        except binascii.Error as error:
-            raise ValueError("the signature is not base64") from error
-        if dash != "—" or name != origin or raw[:4] != _key_id(origin, self.public_key) or checkpoint.text != text + "\n":
-            raise ValueError("the signature is by another key or the text is not in its one form")
-        try:
-            self._public.verify(raw[4:], checkpoint.text.encode(), CONTEXT)
+            self._key.verify(raw[4:], checkpoint.text.encode(), CONTEXT)
         except InvalidSignature as error:
             raise ValueError("the signature does not verify") from error
         return checkpoint
+
+
+class Signer:
+    """The ledger's signing key. One key signs the checkpoints of all logs of an enclave."""
+
+    def __init__(self, seed: bytes) -> None:
+        from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA87PrivateKey
+
+        self._key: MLDSA87PrivateKey = MLDSA87PrivateKey.from_seed_bytes(seed)
+        self.verifier = Verifier(self._key.public_key().public_bytes_raw())
+
+    def sign(self, checkpoint: Checkpoint) -> Checkpoint:
+        """The same checkpoint with its signed note. Takes about 0.8 ms."""
+        text = checkpoint.text
+        identity = _key_id(checkpoint.origin, self.verifier.public_key)
+        signature = identity + self._key.sign(text.encode(), CONTEXT)
+        return replace(checkpoint, note=f"{text}\n— {checkpoint.origin} {base64.b64encode(signature).decode()}\n")
 
 
 def _key_id(origin: str, public_key: bytes) -> bytes:

@@ -173,7 +173,9 @@ def _identity(session: Session | None) -> dict[str, Any]:
     return identity
 
 
-def _resources(resources: Sequence[tuple[str, str]], account: str) -> tuple[list[dict[str, str]], dict[str, Any] | None]:
+def _resources(
+    resources: Sequence[tuple[str, str]], account: str
+) -> tuple[list[dict[str, str]], dict[str, Any] | None]:
     named: list[dict[str, str]] = []
     size = 0
     for position, (arn, kind) in enumerate(resources):

@@ -27,9 +27,7 @@ from honmaru.security.ledger.checkpoints import Checkpoint, Signer
 from honmaru.security.ledger.entries import MAX_ENTRY_BYTES
 from honmaru.security.ledger.log import Log, Receipt
 from honmaru.security.ledger.proofs import ConsistencyProof, InclusionProof, prove_consistency, prove_inclusion
-from honmaru.security.ledger.recovery import recorded, stored_bundle
-from honmaru.security.ledger.tiles import unpack
-from honmaru.security.ledger.tree import WIDTH
+from honmaru.security.ledger.reading import backward, forward, position
 
 CHECKPOINT_INTERVAL_S = 0.1
 """Longest time that a durable entry waits for a signed checkpoint while the disk keeps up."""
@@ -91,7 +89,7 @@ class Ledger:
 
     @property
     def writable(self) -> bool:
-        """False from a failed write until writing works again; the ledger tries by itself, about four times a second."""
+        """False from a failed write until writing works again; the ledger tries by itself, four times a second."""
         return not self._closing.is_set() and all(log.fault is None for log in list(self._logs.values()))
 
     @property
@@ -127,12 +125,8 @@ class Ledger:
 
     def entries(self, label: Label, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
         """Entries `start` to `stop` (exclusive), in order. Raises IntegrityFault at a bundle that does not verify."""
-        log = self._logs.get(label.canonical)
-        stop = min(self.size(label), self.size(label) if stop is None else stop)
-        while log is not None and start < stop:
-            chunk = log.read(start)[: stop - start]
-            yield from (orjson.loads(entry) for entry in chunk)
-            start += len(chunk)
+        log, size = self._logs.get(label.canonical), self.size(label)
+        return iter(()) if log is None else forward(log, start, size if stop is None else min(stop, size))
 
     def backward(self, label: Label, before: int, words: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
         """(index, entry) from `before` - 1 down, of entries that hold every word as a whole JSON string somewhere.
@@ -140,26 +134,12 @@ class Ledger:
         Bundles without the words are passed over without being parsed.
         """
         log = self._logs.get(label.canonical)
-        needles = [orjson.dumps(word) for word in words]
-        end = min(before, self.size(label))
-        while log is not None and end > 0:
-            first = (end - 1) // WIDTH * WIDTH
-            for index, entry in reversed(list(enumerate(_chunk(log, first, needles)[: end - first], first))):
-                if all(needle in entry for needle in needles):
-                    yield index, orjson.loads(entry)
-            end = first
+        return iter(()) if log is None else backward(log, before, words)
 
     def position(self, label: Label, time: str) -> int:
         """Index of the first entry recorded at `time` (ISO 8601, UTC, Z) or later; the size when there is none."""
         log = self._logs.get(label.canonical)
-        low, high = 0, self.size(label)
-        while log is not None and low < high:
-            middle = (low + high) // 2
-            if recorded(log.read(middle)[0])[1] < time:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+        return 0 if log is None else position(log, time)
 
     def inclusion_proof(self, label: Label, index: int) -> InclusionProof:
         """Proof that entry `index` is in a label's log. Raises IndexError, LedgerUnavailable or IntegrityFault."""
@@ -253,20 +233,6 @@ def _clean(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_clean(item) for item in value]
     return value
-
-
-def _chunk(log: Log, first: int, needles: Sequence[bytes]) -> list[bytes]:
-    """Entries of the bundle that starts at `first`; none when its bytes do not hold every needle."""
-    try:
-        bundle = log.files.raw_bundle(first // WIDTH) if needles else b""
-    except IntegrityFault:
-        return log.read(first)
-    if needles:
-        if not all(needle in bundle for needle in needles):
-            return []
-        if len(unpack(bundle)) == WIDTH:
-            return stored_bundle(log.files, first // WIDTH)
-    return log.read(first)
 
 
 def _lock(path: Path) -> int:

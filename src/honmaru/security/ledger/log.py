@@ -62,7 +62,7 @@ class Log:
     def __init__(self, directory: Path, head: Path, label: Label, signer: Signer, key: bytes, clock: Clock) -> None:
         self.label = label
         self.directory = directory
-        self.origin = signer.origin(label.token)
+        self.origin = signer.verifier.origin(label.token)
         self.files = TileFiles(directory)
         self._head = head
         self._signer = signer
@@ -218,7 +218,6 @@ class Log:
             self._segments.append(self._size)
 
     def _write(self, batch: list[tuple[bytes, Future[Receipt]]]) -> None:
-        assert self._tail is not None
         wanted = [future for _, future in batch if future.set_running_or_notify_cancel()]
         first = self._size
         try:
@@ -228,6 +227,8 @@ class Log:
                 b'{"index":%d,"recorded":"%s",%s' % (index, stamp, body[1:])
                 for index, (body, _) in enumerate(batch, first)
             ]
+            if self._tail is None:
+                raise OSError("the tail is not open")
             self._tail.append(first, entries)
         except Exception as error:  # whatever it was: whoever waits is refused, and the log is read back first
             self._fail(error)
@@ -264,7 +265,7 @@ class Log:
         if self._size == 0:
             self._create()
         limit = self._size if self._opened else None
-        found = recover(self.directory, self._head, self._signer, self._key, self.label.canonical, limit=limit)
+        found = recover(self.directory, self._head, self._signer.verifier, self._key, self.label.canonical, limit=limit)
         if self._opened:
             self._require_acknowledged(found)
         tail = TailWriter(self.directory, found.segments[-1] if found.segments else 0, self._key, found.length)
@@ -294,7 +295,8 @@ class Log:
     def _require_acknowledged(self, found: Recovered) -> None:
         with self._condition:
             first = max(self._recent_first, found.base)
-            if found.size != self._size or found.entries[first - found.base :] != self._recent[first - self._recent_first :]:
+            same = found.entries[first - found.base :] == self._recent[first - self._recent_first :]
+            if found.size != self._size or not same:
                 raise IntegrityFault(
                     f"{self.directory} holds {found.size} entries and {self._size} were acknowledged, or they differ: "
                     "put the directory back as it was"
@@ -302,18 +304,18 @@ class Log:
 
     def _create(self) -> None:
         """Lay out a new log: its label, its key and an empty checkpoint first, so that no roll-back goes unseen."""
-        head = self._signer.read(self._head, self.origin, self.label.canonical)
+        head = self._signer.verifier.read(self._head, self.origin, self.label.canonical)
         if head is not None and head.size > 0:
             if not self.directory.is_dir():
                 raise IntegrityFault(f"{self.directory} is missing: restore it from a backup")
             return
         if head is None and any(path.stat().st_size for _, path in segment_paths(self.directory)):
-            raise IntegrityFault(f"{self._head} is missing, so a roll-back of {self.directory} would go unseen: restore it")
+            raise IntegrityFault(f"{self._head} is missing, so a roll-back of {self.directory} would go unseen")
         self.directory.mkdir(mode=0o700, exist_ok=True)
         sync(self.directory.parent)
         about = {"label": self.label.canonical, "token": self.label.token, "origin": self.origin}
         write_file(self.directory, "label.json", orjson.dumps(about) + b"\n", durable=True)
-        write_file(self.directory, "public-key", self._signer.verifier_key(self.origin).encode(), durable=True)
+        write_file(self.directory, "public-key", self._signer.verifier.line(self.origin).encode(), durable=True)
         if head is None:
             empty = self._sign().note.encode()
             write_file(self.directory, "checkpoint", empty, durable=True)

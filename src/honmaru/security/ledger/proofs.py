@@ -2,7 +2,7 @@
 
 Invariants:
 - A proof reads a few tiles, never the whole log.
-- A proof stands alone: with the checkpoint, the public key and the entry in it, `verify.check_proof` needs nothing else.
+- A proof stands alone: entry, checkpoint and public key are in it, so `verify.check_proof` needs nothing else.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from honmaru.security.ledger.tree import Subtrees
 
 @dataclass(frozen=True, slots=True)
 class InclusionProof:
-    """Entry `index` is in the tree of `checkpoint`. Paths are sibling hashes from the leaf up, one per hash function."""
+    """Entry `index` is in the tree of `checkpoint`. Paths are sibling hashes from the leaf up, one per tree."""
 
     index: int
     entry: bytes
@@ -54,7 +54,8 @@ class ConsistencyProof:
 def prove_inclusion(files: TileFiles, checkpoint: Checkpoint, index: int, entry: bytes) -> InclusionProof:
     """Raises IndexError when the checkpoint does not cover the entry, IntegrityFault when a tile is missing."""
     sha256, sha384 = (
-        tuple(Subtrees(algorithm, checkpoint.size, files.reader(algorithm)).inclusion(index)) for algorithm in ALGORITHMS
+        tuple(Subtrees(algorithm, checkpoint.size, files.reader(algorithm)).inclusion(index))
+        for algorithm in ALGORITHMS
     )
     verifier_key = (files.directory / "public-key").read_text()
     return InclusionProof(index, entry, sha256, sha384, checkpoint, verifier_key)
@@ -63,7 +64,8 @@ def prove_inclusion(files: TileFiles, checkpoint: Checkpoint, index: int, entry:
 def prove_consistency(files: TileFiles, checkpoint: Checkpoint, first: int) -> ConsistencyProof:
     """Raises IndexError unless 0 < first <= the checkpoint's size."""
     sha256, sha384 = (
-        tuple(Subtrees(algorithm, checkpoint.size, files.reader(algorithm)).consistency(first)) for algorithm in ALGORITHMS
+        tuple(Subtrees(algorithm, checkpoint.size, files.reader(algorithm)).consistency(first))
+        for algorithm in ALGORITHMS
     )
     return ConsistencyProof(first, sha256, sha384, checkpoint)
 

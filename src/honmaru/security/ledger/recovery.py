@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from honmaru.core.errors import IntegrityFault
-from honmaru.security.ledger.checkpoints import Checkpoint, Signer
+from honmaru.security.ledger.checkpoints import Checkpoint, Verifier
 from honmaru.security.ledger.tail import TailKey, read_segment, segment_paths
 from honmaru.security.ledger.tiles import ALGORITHMS, TileFiles, bundle_path, pack, tile_path
 from honmaru.security.ledger.tree import WIDTH, Algorithm, ReadTile, Tile, Tree
@@ -46,7 +46,7 @@ class Recovered:
 def recover(
     directory: Path,
     head: Path,
-    signer: Signer,
+    verifier: Verifier,
     key: TailKey,
     label: str,
     *,
@@ -59,7 +59,7 @@ def recover(
     known = [
         checkpoint
         for path in (directory / "checkpoint", head)
-        if (checkpoint := signer.read(path, key.origin, label)) is not None
+        if (checkpoint := verifier.read(path, key.origin, label)) is not None
     ]
     segments = segment_paths(directory)
     if not segments:
@@ -86,9 +86,7 @@ def recover(
 def tile_files(algorithm: Algorithm, tiles: Iterable[Tile]) -> dict[str, bytes]:
     """Path and content of tiles, full or partial."""
     size = algorithm.digest_size
-    return {
-        tile_path(algorithm, level, index, len(hashes) // size): hashes for level, index, hashes in tiles
-    }
+    return {tile_path(algorithm, level, index, len(hashes) // size): hashes for level, index, hashes in tiles}
 
 
 def bundle_files(base: int, entries: list[bytes], start: int, stop: int) -> dict[str, bytes]:

@@ -53,10 +53,10 @@ def segment_path(directory: Path, first: int) -> Path:
 def segment_paths(directory: Path) -> list[tuple[int, Path]]:
     """(first index, path) of all segments, in order."""
     try:
-        names = sorted(name for name in os.listdir(directory / "tail") if name.isdecimal())
+        paths = sorted(path for path in (directory / "tail").iterdir() if path.name.isdecimal())
     except FileNotFoundError:
         return []
-    return [(int(name), directory / "tail" / name) for name in names]
+    return [(int(path.name), path) for path in paths]
 
 
 def read_segment(path: Path, first: int, key: TailKey) -> tuple[list[bytes], list[int]]:
@@ -144,7 +144,7 @@ class TailWriter:
         while view:
             view = view[os.write(self._descriptor, view) :]
         os.fdatasync(self._descriptor)
-        if os.stat(self._path).st_ino != self._inode:  # a write into a deleted file is durable nowhere
+        if self._path.stat().st_ino != self._inode:  # a write into a deleted file is durable nowhere
             raise FileNotFoundError(f"{self._path} was replaced while the ledger wrote to it")
 
     def close(self) -> None:

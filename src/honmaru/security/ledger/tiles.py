@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from honmaru.core.errors import IntegrityFault
@@ -74,7 +74,7 @@ def write_file(root: Path, path: str, content: bytes, *, durable: bool) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
-    os.rename(draft, target)
+    draft.rename(target)
     if durable:
         sync(target.parent)
 
@@ -97,7 +97,7 @@ def _make_folders(root: Path, folder: Path) -> None:
         return
     _make_folders(root, folder.parent)
     try:
-        os.mkdir(folder, 0o700)
+        folder.mkdir(0o700)
     except FileExistsError:
         return
 
@@ -112,10 +112,11 @@ def sync(path: Path) -> None:
 
 
 class TileFiles:
-    """The tiles and bundles of one log directory, for reading."""
+    """The tiles and bundles of one log directory, for reading. `kept` holds files read before, by path."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, kept: Mapping[str, bytes] | None = None) -> None:
         self.directory = directory
+        self._kept = kept or {}
 
     def reader(self, algorithm: Algorithm) -> ReadTile:
         """A function that reads the first `width` hashes of a tile. It raises IntegrityFault when there are fewer."""
@@ -135,12 +136,17 @@ class TileFiles:
             raise IntegrityFault(f"{self.directory}: entry bundle {index} has {len(entries)} entries, not {width}")
         return entries[:width]
 
-    def raw_bundle(self, index: int) -> bytes:
-        """The bytes of a full bundle, for searching before parsing."""
-        return self._first(bundle_path(index))
+    def stored_bundle_bytes(self, index: int) -> bytes | None:
+        """The bytes of a full bundle, for searching before parsing; None when it is not on disk yet."""
+        try:
+            return (self.directory / bundle_path(index)).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def _first(self, *paths: str) -> bytes:
         for path in paths:
+            if path in self._kept:
+                return self._kept[path]
             try:
                 return (self.directory / path).read_bytes()
             except (FileNotFoundError, NotADirectoryError):

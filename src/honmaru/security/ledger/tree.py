@@ -41,7 +41,8 @@ class Algorithm:
         new, size = self.new, self.digest_size
         level = bytes(hashes)
         while len(level) > size:
-            level = b"".join([new(b"\x01" + level[at : at + 2 * size]).digest() for at in range(0, len(level), 2 * size)])
+            pairs = range(0, len(level), 2 * size)
+            level = b"".join([new(b"\x01" + level[at : at + 2 * size]).digest() for at in pairs])
         return level
 
 
@@ -94,9 +95,7 @@ class Tree:
 
     def partial(self) -> list[Tile]:
         """The partial tiles of the present size."""
-        return [
-            (level, self.size >> (8 * (level + 1)), bytes(edge)) for level, edge in enumerate(self.edge) if edge
-        ]
+        return [(level, self.size >> (8 * (level + 1)), bytes(edge)) for level, edge in enumerate(self.edge) if edge]
 
     def root(self) -> bytes:
         """The Merkle tree hash; of an empty tree, the hash of nothing."""
