@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -80,6 +80,11 @@ class GuardedBlobs:
         """
         return self._vault.read(self._session, blob_id, start, length)
 
+    def join(self, pieces: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+        """Several reads (blob id, start, length) as one. All blobs are held from the start, so none of them can go
+        away between two pieces. Raises as `read`, for the first piece at once."""
+        return self._vault.join(self._session, pieces)
+
     def delete(self, blob_id: str) -> None:
         """Delete a blob at exactly the session's label; a missing or higher one is no error.
 
@@ -120,22 +125,35 @@ class BlobVault:
         self._store.write(_path(account, blob_id), _sealed(header, dek, plain()))
         return BlobRef(blob_id, size, digest.hexdigest())
 
+    def join(self, session: Session, pieces: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+        paths = [_path(session.account, blob_id) for blob_id, _, _ in pieces]
+        self._hold(paths)
+        try:
+            first = self.read(session, *pieces[0]) if pieces else iter(())
+        except BaseException:
+            self._release(paths)
+            raise
+
+        def chunks() -> Iterator[bytes]:
+            yield from first
+            for piece in pieces[1:]:
+                yield from self.read(session, *piece)
+
+        return _Reader(chunks(), lambda: self._release(paths))
+
     def read(self, session: Session, blob_id: str, start: int, length: int | None) -> Iterator[bytes]:
         path = _path(session.account, blob_id)
-        with self._lock:
-            if path in self._doomed:
-                raise NotFound(f"there is no blob {blob_id!r}")
-            self._readers[path] = self._readers.get(path, 0) + 1
+        self._hold([path])
         try:
             header_bytes, key = self._open_header(session, blob_id, path)
             total = self._store.size(path)
         except FileNotFoundError:
-            self._release(path)
+            self._release([path])
             raise NotFound(f"there is no blob {blob_id!r}") from None
         except BaseException:
-            self._release(path)
+            self._release([path])
             raise
-        return _Reader(self._segments(path, header_bytes, key, total, start, length), lambda: self._release(path))
+        return _Reader(self._segments(path, header_bytes, key, total, start, length), lambda: self._release([path]))
 
     def delete(self, session: Session, blob_id: str) -> None:
         path = _path(session.account, blob_id)
@@ -183,16 +201,23 @@ class BlobVault:
             if self._spared is not None:
                 self._spared.update(blob_ids)
 
-    def _release(self, path: str) -> None:
+    def _hold(self, paths: Sequence[str]) -> None:
         with self._lock:
-            self._readers[path] -= 1
-            if self._readers[path]:
-                return
-            del self._readers[path]
-            if path not in self._doomed:
-                return
-            self._doomed.discard(path)
-        self._store.delete(path)
+            for path in paths:
+                self._readers[path] = self._readers.get(path, 0) + 1
+
+    def _release(self, paths: Sequence[str]) -> None:
+        gone = []
+        with self._lock:
+            for path in paths:
+                self._readers[path] -= 1
+                if not self._readers[path]:
+                    del self._readers[path]
+                    if path in self._doomed:
+                        self._doomed.discard(path)
+                        gone.append(path)
+        for path in gone:
+            self._store.delete(path)
 
     def _open_header(self, session: Session, blob_id: str, path: str) -> tuple[bytes, AESGCM]:
         header, raw = self._read_header(path)

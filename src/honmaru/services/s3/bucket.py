@@ -1,0 +1,237 @@
+"""Buckets: their names, life and the settings whose answers are true of every honmaru bucket.
+
+Invariants:
+- A bucket is a record at a label. Who writes into a bucket whose visible record is lower makes a record of the same
+  name at the session's label first (`adopt`), so deleting the lower one neither loses nor reveals higher objects.
+- Deleting a bucket counts only objects at or below the session's label.
+- Between "the bucket is there" and an object's commit the bucket of that label cannot be deleted (`Buckets.steady`).
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from honmaru.core.errors import AccessDenied, Conflict, NotFound, ValidationFault
+from honmaru.core.sessions import Session
+from honmaru.security.calls import Call
+from honmaru.security.guard import GuardedChange, GuardedRecords, Record, Removal
+from honmaru.services.s3.requests import canonical_id, refuse_unwritten
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
+_PREFIXES = ("xn--", "sthree-", "amzn-s3-demo-")
+_SUFFIXES = ("-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3")
+_LIMIT = 10_000
+
+
+class BucketCommits:
+    """Locks, one per account and label, that keep a bucket from vanishing under an object's commit."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._locks: dict[tuple[str, str], threading.RLock] = {}
+
+    @contextmanager
+    def steady(self, session: Session) -> Iterator[None]:
+        """Commits and bucket deletions of one account and label, one after the other. Other labels are not slowed."""
+        with self._lock:
+            lock = self._locks.setdefault((session.account, session.label.canonical), threading.RLock())
+        with lock:
+            yield
+
+
+def check_name(name: str) -> None:
+    """Raises ValidationFault (InvalidBucketName) for a name that S3's naming rules forbid."""
+    bad = (
+        not _NAME.fullmatch(name)
+        or ".." in name
+        or ".-" in name
+        or "-." in name
+        or _ADDRESS.fullmatch(name)
+        or name.startswith(_PREFIXES)
+        or name.endswith(_SUFFIXES)
+    )
+    if bad:
+        raise ValidationFault(
+            "The specified bucket is not valid.", code="InvalidBucketName", members={"BucketName": name}
+        )
+
+
+def require(records: GuardedRecords, request: Mapping[str, Any]) -> Record:
+    """The visible bucket that a request names. Raises NotFound (NoSuchBucket) or AccessDenied (another owner)."""
+    name = request["Bucket"]
+    record = records.get("bucket", name)
+    if record is None:
+        raise NotFound("The specified bucket does not exist", code="NoSuchBucket", members={"BucketName": name})
+    owner = request.get("ExpectedBucketOwner")
+    if owner is not None and owner != records.session.account:
+        raise AccessDenied("Access Denied")
+    return record
+
+
+def adopt(records: GuardedRecords, request: Mapping[str, Any]) -> Record:
+    """The bucket at the session's label, made from the visible lower one when needed. Raises as `require`."""
+    record = require(records, request)
+    if record.label == records.session.label:
+        return record
+    try:
+        return records.create("bucket", record.name, {**record.body, "tags": {}})
+    except Conflict:
+        return require(records, request)
+
+
+def create(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    refuse_unwritten(request, ("ObjectLockEnabledForBucket", "BucketNamespace"))
+    if request.get("ObjectOwnership", "BucketOwnerEnforced") != "BucketOwnerEnforced":
+        raise ValidationFault(
+            "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
+            code="InvalidBucketAclWithObjectOwnership",
+        )
+    name = request["Bucket"]
+    check_name(name)
+    configuration = request.get("CreateBucketConfiguration") or {}
+    place = configuration.get("LocationConstraint")
+    if place is not None and place != call.session.region:
+        raise ValidationFault(
+            f"The {place} location constraint is incompatible for the region specific endpoint this request was "
+            "sent to.",
+            code="IllegalLocationConstraintException",
+        )
+    refuse_unwritten(configuration, ("Location", "Bucket"))
+    records = call.records
+    if records.get("bucket", name) is None:
+        tags = {tag["Key"]: tag["Value"] for tag in configuration.get("Tags") or ()}
+        body = {"created": call.now.isoformat(), "region": call.session.region, "tags": tags}
+        try:
+            records.create("bucket", name, body)
+        except Conflict:
+            raise _owned(name) from None
+    else:
+        raise _owned(name)
+    return {"Location": f"/{name}", "BucketArn": f"arn:{call.session.partition}:s3:::{name}"}
+
+
+def _owned(name: str) -> Conflict:
+    return Conflict(
+        "Your previous request to create the named bucket succeeded and you already own it.",
+        code="BucketAlreadyOwnedByYou",
+        members={"BucketName": name},
+    )
+
+
+def delete(call: Call, request: Mapping[str, Any], commits: BucketCommits) -> dict[str, Any]:
+    records = call.records
+    with commits.steady(call.session):
+        record = require(records, request)
+        if records.list("object", prefix=f"{record.name}/", limit=1):
+            raise Conflict(
+                "The bucket you tried to delete is not empty",
+                code="BucketNotEmpty",
+                members={"BucketName": record.name},
+            )
+        changes: list[GuardedChange] = [Removal(record)]
+        blobs: list[str] = []
+        for upload in records.iterate("upload", prefix=f"{record.name}/"):
+            if upload.label != record.label:
+                continue
+            changes.append(Removal(upload))
+            for part in records.iterate("part", prefix=f"{upload.body['id']}/"):
+                changes.append(Removal(part))
+                blobs.append(part.body["blob"])
+        records.apply(changes)
+    for blob in blobs:
+        call.blobs.delete(blob)
+    return {}
+
+
+def head(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    record = require(call.records, request)
+    return {
+        "BucketRegion": record.body["region"],
+        "AccessPointAlias": False,
+        "BucketArn": f"arn:{call.session.partition}:s3:::{record.name}",
+    }
+
+
+def location(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    return {"LocationConstraint": require(call.records, request).body["region"]}
+
+
+def list_all(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    limit = request.get("MaxBuckets") or _LIMIT
+    prefix = request.get("Prefix") or ""
+    region = request.get("BucketRegion")
+    found = call.records.list("bucket", prefix=prefix, after=request.get("ContinuationToken") or "", limit=limit + 1)
+    shown = [record for record in found[:limit] if region is None or record.body["region"] == region]
+    return {
+        "Buckets": [
+            {
+                "Name": record.name,
+                "CreationDate": datetime.fromisoformat(record.body["created"]),
+                "BucketRegion": record.body["region"],
+            }
+            for record in shown
+        ],
+        "Owner": {"ID": canonical_id(call.session)},
+        "Prefix": request.get("Prefix"),
+        "ContinuationToken": found[limit - 1].name if len(found) > limit else None,
+    }
+
+
+# Settings that no honmaru bucket can have otherwise; their Put operations are not written and answer 501.
+_FIXED: Mapping[str, Mapping[str, Any]] = {
+    "GetBucketVersioning": {},
+    "GetBucketLogging": {},
+    "GetBucketAccelerateConfiguration": {},
+    "GetBucketNotificationConfiguration": {},
+    "GetBucketRequestPayment": {"Payer": "BucketOwner"},
+    "GetBucketPolicyStatus": {"PolicyStatus": {"IsPublic": False}},
+    "GetBucketOwnershipControls": {"OwnershipControls": {"Rules": [{"ObjectOwnership": "BucketOwnerEnforced"}]}},
+    "GetBucketEncryption": {
+        "ServerSideEncryptionConfiguration": {
+            "Rules": [{"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}, "BucketKeyEnabled": False}]
+        }
+    },
+    "GetPublicAccessBlock": {
+        "PublicAccessBlockConfiguration": {
+            "BlockPublicAcls": True,
+            "IgnorePublicAcls": True,
+            "BlockPublicPolicy": True,
+            "RestrictPublicBuckets": True,
+        }
+    },
+}
+_ABSENT: Mapping[str, tuple[str, str]] = {
+    "GetBucketPolicy": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
+    "GetBucketCors": ("NoSuchCORSConfiguration", "The CORS configuration does not exist"),
+    "GetBucketLifecycleConfiguration": (
+        "NoSuchLifecycleConfiguration",
+        "The lifecycle configuration does not exist",
+    ),
+    "GetBucketWebsite": (
+        "NoSuchWebsiteConfiguration",
+        "The specified bucket does not have a website configuration",
+    ),
+    "GetBucketReplication": (
+        "ReplicationConfigurationNotFoundError",
+        "The replication configuration was not found",
+    ),
+    "GetObjectLockConfiguration": (
+        "ObjectLockConfigurationNotFoundError",
+        "Object Lock configuration does not exist for this bucket",
+    ),
+}
+
+
+def setting(call: Call, request: Mapping[str, Any], operation: str) -> Mapping[str, Any]:
+    """The answer to a read of a setting: the only value it can have, or that it does not exist."""
+    record = require(call.records, request)
+    if operation in _FIXED:
+        return _FIXED[operation]
+    code, message = _ABSENT[operation]
+    raise NotFound(message, code=code, members={"BucketName": record.name})

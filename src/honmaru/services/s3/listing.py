@@ -1,0 +1,165 @@
+"""ListObjects and ListObjectsV2.
+
+Invariants:
+- Keys come in UTF-8 byte order, which is code-point order; a common prefix counts as one entry at its place.
+- A page token states where to go on, nothing else; it is opaque to clients and checked when it comes back.
+- Only what the session may see is listed or counted.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+from urllib.parse import quote
+
+from honmaru.core.errors import ValidationFault
+from honmaru.security.calls import Call
+from honmaru.security.guard import GuardedRecords, Record
+from honmaru.services.s3 import bucket as buckets
+from honmaru.services.s3 import contents
+from honmaru.services.s3.object import modified, quoted
+from honmaru.services.s3.requests import canonical_id, refuse_unwritten
+
+_PAGE = 1000
+_LAST = "\U0010ffff"
+_TOKEN = b"1:"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a list: a common prefix (`record` None) or an object. `after` is where the list goes on."""
+
+    text: str
+    record: Record | None
+    after: str
+
+
+def walk(records: GuardedRecords, bucket: str, prefix: str, delimiter: str, after: str, page: int) -> Iterator[Entry]:
+    """Every entry greater than `after`, in order. A group that ended at `after` exactly is not listed again."""
+    head = f"{bucket}/"
+    done = after if delimiter and after.startswith(prefix) and after.endswith(delimiter) else None
+    while True:
+        for record in records.iterate("object", prefix=head + prefix, after=head + after, page=page):
+            key = record.name[len(head) :]
+            cut = key.find(delimiter, len(prefix)) if delimiter else -1
+            if cut < 0:
+                yield Entry(key, record, key)
+                continue
+            group = key[: cut + len(delimiter)]
+            after = group + _LAST
+            if group != done:
+                yield Entry(group, None, after)
+            done = group
+            break  # go on behind the whole group instead of reading through it
+        else:
+            return
+
+
+def list_v2(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    after = request.get("StartAfter") or ""
+    token = request.get("ContinuationToken")
+    if token is not None:
+        after = _opened(token)
+    entries, more = _page(call, request, after)
+    encode = encoder(request)
+    return {
+        **_common(call, request, entries, owners=bool(request.get("FetchOwner"))),
+        "IsTruncated": more,
+        "KeyCount": len(entries),
+        "ContinuationToken": token,
+        "NextContinuationToken": _token(entries[-1].after) if more else None,
+        "StartAfter": encode(request.get("StartAfter")),
+    }
+
+
+def list_v1(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    marker = request.get("Marker") or ""
+    entries, more = _page(call, request, marker)
+    encode = encoder(request)
+    return {
+        **_common(call, request, entries, owners=True),
+        "IsTruncated": more,
+        "Marker": encode(marker),
+        # S3 states the marker only beside a delimiter; without one the last key is the marker.
+        "NextMarker": encode(entries[-1].text) if more and request.get("Delimiter") else None,
+    }
+
+
+def _page(call: Call, request: Mapping[str, Any], after: str) -> tuple[list[Entry], bool]:
+    refuse_unwritten(request, ("OptionalObjectAttributes",))
+    buckets.require(call.records, request)
+    limit = _limit(request)
+    if limit == 0:
+        return [], False
+    found = walk(
+        call.records,
+        request["Bucket"],
+        request.get("Prefix") or "",
+        request.get("Delimiter") or "",
+        after,
+        min(limit + 1, 256),
+    )
+    entries = list(islice(found, limit + 1))
+    return entries[:limit], len(entries) > limit
+
+
+def _limit(request: Mapping[str, Any]) -> int:
+    limit = request.get("MaxKeys")
+    if limit is not None and limit < 0:
+        raise ValidationFault("Argument maxKeys must be an integer between 0 and 2147483647", code="InvalidArgument")
+    return _PAGE if limit is None else min(limit, _PAGE)
+
+
+def _common(call: Call, request: Mapping[str, Any], entries: list[Entry], *, owners: bool) -> dict[str, Any]:
+    encode = encoder(request)
+    contents_ = [_shown(call, entry.record, encode, owners) for entry in entries if entry.record is not None]
+    groups = [{"Prefix": encode(entry.text)} for entry in entries if entry.record is None]
+    return {
+        "Name": request["Bucket"],
+        "Prefix": encode(request.get("Prefix") or ""),
+        "Delimiter": encode(request.get("Delimiter")),
+        "MaxKeys": _limit(request),
+        "EncodingType": request.get("EncodingType"),
+        "Contents": contents_ or None,
+        "CommonPrefixes": groups or None,
+    }
+
+
+def _shown(call: Call, record: Record, encode: Any, owners: bool) -> dict[str, Any]:
+    shown = {
+        "Key": encode(contents.key_of(record)),
+        "LastModified": modified(record),
+        "ETag": quoted(record.body["etag"]),
+        "ChecksumAlgorithm": [record.body["checksum"]["algorithm"]],
+        "ChecksumType": record.body["checksum"]["type"],
+        "Size": record.body["size"],
+        "StorageClass": "STANDARD",
+    }
+    if owners:
+        shown["Owner"] = {"ID": canonical_id(call.session)}
+    return shown
+
+
+def encoder(request: Mapping[str, Any]) -> Any:
+    def encode(text: str | None) -> str | None:
+        return quote(text, safe="/") if text and request.get("EncodingType") == "url" else text
+
+    return encode
+
+
+def _token(after: str) -> str:
+    return base64.urlsafe_b64encode(_TOKEN + after.encode()).decode()
+
+
+def _opened(token: str) -> str:
+    try:
+        raw = base64.b64decode(token, altchars=b"-_", validate=True)
+        if raw.startswith(_TOKEN):
+            return raw.removeprefix(_TOKEN).decode()
+    except (binascii.Error, ValueError):
+        pass
+    raise ValidationFault("The continuation token provided is incorrect", code="InvalidArgument")

@@ -1,0 +1,251 @@
+"""Amazon S3: the operations. Their meaning lives in the files beside this one, one per resource.
+
+Operations without a method here answer a modelled 501 (versioning, policies, replication, select, ...).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from honmaru.ports.runtime import Ids
+from honmaru.security.calls import Call, Provider, Target
+from honmaru.services.s3 import bucket, listing, multipart, tagging
+from honmaru.services.s3 import object as objects
+
+Request = Mapping[str, Any]
+Answer = Mapping[str, Any]
+
+_BUCKET = "arn:{partition}:s3:::{Bucket}"
+_OBJECT = "arn:{partition}:s3:::{Bucket}/{Key}"
+
+
+def _on(resource: str, actions: Mapping[str, str]) -> dict[str, Target]:
+    return {operation: Target(f"s3:{action}", resource) for operation, action in actions.items()}
+
+
+class S3(Provider):
+    """One instance serves every session.
+
+    Args:
+        ids: Makes upload ids.
+        commits: Shared with `access.S3Buckets`, so that both sides respect a bucket's deletion.
+    """
+
+    service: ClassVar[str] = "s3"
+
+    targets: ClassVar[Mapping[str, Target | list[Target]]] = {
+        "ListBuckets": Target("s3:ListAllMyBuckets", "arn:{partition}:s3:::*"),
+        "GetObjectAttributes": [Target("s3:GetObject", _OBJECT), Target("s3:GetObjectAttributes", _OBJECT)],
+        **_on(
+            _BUCKET,
+            {
+                "CreateBucket": "CreateBucket",
+                "DeleteBucket": "DeleteBucket",
+                "HeadBucket": "ListBucket",
+                "ListObjects": "ListBucket",
+                "ListObjectsV2": "ListBucket",
+                "ListMultipartUploads": "ListBucketMultipartUploads",
+                "GetBucketLocation": "GetBucketLocation",
+                "GetBucketTagging": "GetBucketTagging",
+                "PutBucketTagging": "PutBucketTagging",
+                "DeleteBucketTagging": "PutBucketTagging",
+                "GetBucketVersioning": "GetBucketVersioning",
+                "GetBucketLogging": "GetBucketLogging",
+                "GetBucketAccelerateConfiguration": "GetAccelerateConfiguration",
+                "GetBucketNotificationConfiguration": "GetBucketNotification",
+                "GetBucketRequestPayment": "GetBucketRequestPayment",
+                "GetBucketPolicyStatus": "GetBucketPolicyStatus",
+                "GetBucketOwnershipControls": "GetBucketOwnershipControls",
+                "GetBucketEncryption": "GetEncryptionConfiguration",
+                "GetPublicAccessBlock": "GetBucketPublicAccessBlock",
+                "GetBucketPolicy": "GetBucketPolicy",
+                "GetBucketCors": "GetBucketCORS",
+                "GetBucketLifecycleConfiguration": "GetLifecycleConfiguration",
+                "GetBucketWebsite": "GetBucketWebsite",
+                "GetBucketReplication": "GetReplicationConfiguration",
+                "GetObjectLockConfiguration": "GetBucketObjectLockConfiguration",
+            },
+        ),
+        **_on(
+            _OBJECT,
+            {
+                "PutObject": "PutObject",
+                "CopyObject": "PutObject",
+                "GetObject": "GetObject",
+                "HeadObject": "GetObject",
+                "DeleteObject": "DeleteObject",
+                "GetObjectTagging": "GetObjectTagging",
+                "PutObjectTagging": "PutObjectTagging",
+                "DeleteObjectTagging": "DeleteObjectTagging",
+                "CreateMultipartUpload": "PutObject",
+                "UploadPart": "PutObject",
+                "UploadPartCopy": "PutObject",
+                "CompleteMultipartUpload": "PutObject",
+                "AbortMultipartUpload": "AbortMultipartUpload",
+                "ListParts": "ListMultipartUploadParts",
+            },
+        ),
+    }
+
+    unauthorized: ClassVar[frozenset[str]] = frozenset({"DeleteObjects"})
+    """DeleteObjects asks IAM for s3:DeleteObject on each key by itself, and answers key by key."""
+
+    def __init__(self, ids: Ids, commits: bucket.BucketCommits) -> None:
+        self._ids = ids
+        self._commits = commits
+
+    def context(self, operation: str, request: Request) -> Mapping[str, Any]:
+        """Condition keys of the Service Authorization Reference for S3 that the written operations carry."""
+        members = {
+            "s3:prefix": "Prefix",
+            "s3:delimiter": "Delimiter",
+            "s3:max-keys": "MaxKeys",
+            "s3:x-amz-copy-source": "CopySource",
+            "s3:x-amz-metadata-directive": "MetadataDirective",
+            "s3:x-amz-server-side-encryption": "ServerSideEncryption",
+            "s3:x-amz-storage-class": "StorageClass",
+            "s3:if-none-match": "IfNoneMatch",
+            "s3:if-match": "IfMatch",
+        }
+        context = {key: request[member] for key, member in members.items() if request.get(member) is not None}
+        if operation in ("ListObjects", "ListObjectsV2"):
+            context.setdefault("s3:prefix", "")
+        place = (request.get("CreateBucketConfiguration") or {}).get("LocationConstraint")
+        if place is not None:
+            context["s3:LocationConstraint"] = place
+        return context
+
+    # Buckets
+
+    def create_bucket(self, call: Call, request: Request) -> Answer:
+        return bucket.create(call, request)
+
+    def delete_bucket(self, call: Call, request: Request) -> Answer:
+        return bucket.delete(call, request, self._commits)
+
+    def head_bucket(self, call: Call, request: Request) -> Answer:
+        return bucket.head(call, request)
+
+    def list_buckets(self, call: Call, request: Request) -> Answer:
+        return bucket.list_all(call, request)
+
+    def get_bucket_location(self, call: Call, request: Request) -> Answer:
+        return bucket.location(call, request)
+
+    def get_bucket_tagging(self, call: Call, request: Request) -> Answer:
+        return tagging.get_bucket(call, request)
+
+    def put_bucket_tagging(self, call: Call, request: Request) -> Answer:
+        return tagging.put_bucket(call, request)
+
+    def delete_bucket_tagging(self, call: Call, request: Request) -> Answer:
+        return tagging.delete_bucket(call, request)
+
+    # Settings of buckets that have one possible value
+
+    def get_bucket_versioning(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetBucketVersioning")
+
+    def get_bucket_logging(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetBucketLogging")
+
+    def get_bucket_accelerate_configuration(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetBucketAccelerateConfiguration")
+
+    def get_bucket_notification_configuration(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetBucketNotificationConfiguration")
+
+    def get_bucket_request_payment(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetBucketRequestPayment")
+
+    def get_bucket_policy_status(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetBucketPolicyStatus")
+
+    def get_bucket_ownership_controls(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetBucketOwnershipControls")
+
+    def get_bucket_encryption(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetBucketEncryption")
+
+    def get_public_access_block(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetPublicAccessBlock")
+
+    def get_bucket_policy(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetBucketPolicy")
+
+    def get_bucket_cors(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetBucketCors")
+
+    def get_bucket_lifecycle_configuration(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetBucketLifecycleConfiguration")
+
+    def get_bucket_website(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetBucketWebsite")
+
+    def get_bucket_replication(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetBucketReplication")
+
+    def get_object_lock_configuration(self, call: Call, request: Request) -> Answer:
+        return bucket.setting(call, request, "GetObjectLockConfiguration")
+
+    # Objects
+
+    def put_object(self, call: Call, request: Request) -> Answer:
+        return objects.put(call, request, self._commits)
+
+    def copy_object(self, call: Call, request: Request) -> Answer:
+        return objects.copy(call, request, self._commits)
+
+    def get_object(self, call: Call, request: Request) -> Answer:
+        return objects.get(call, request)
+
+    def head_object(self, call: Call, request: Request) -> Answer:
+        return objects.head(call, request)
+
+    def get_object_attributes(self, call: Call, request: Request) -> Answer:
+        return objects.attributes(call, request)
+
+    def delete_object(self, call: Call, request: Request) -> Answer:
+        return objects.delete(call, request, self._commits)
+
+    def delete_objects(self, call: Call, request: Request) -> Answer:
+        return objects.delete_several(call, request, self._commits)
+
+    def list_objects(self, call: Call, request: Request) -> Answer:
+        return listing.list_v1(call, request)
+
+    def list_objects_v2(self, call: Call, request: Request) -> Answer:
+        return listing.list_v2(call, request)
+
+    def get_object_tagging(self, call: Call, request: Request) -> Answer:
+        return tagging.get_object(call, request)
+
+    def put_object_tagging(self, call: Call, request: Request) -> Answer:
+        return tagging.put_object(call, request)
+
+    def delete_object_tagging(self, call: Call, request: Request) -> Answer:
+        return tagging.delete_object(call, request)
+
+    # Multipart uploads
+
+    def create_multipart_upload(self, call: Call, request: Request) -> Answer:
+        return multipart.create(call, request, self._ids.token("", 48))
+
+    def upload_part(self, call: Call, request: Request) -> Answer:
+        return multipart.upload_part(call, request, self._commits)
+
+    def upload_part_copy(self, call: Call, request: Request) -> Answer:
+        return multipart.upload_part_copy(call, request, self._commits)
+
+    def complete_multipart_upload(self, call: Call, request: Request) -> Answer:
+        return multipart.complete(call, request, self._commits)
+
+    def abort_multipart_upload(self, call: Call, request: Request) -> Answer:
+        return multipart.abort(call, request, self._commits)
+
+    def list_parts(self, call: Call, request: Request) -> Answer:
+        return multipart.list_parts(call, request)
+
+    def list_multipart_uploads(self, call: Call, request: Request) -> Answer:
+        return multipart.list_uploads(call, request)
