@@ -12,6 +12,7 @@ import asyncio
 import json
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,17 +128,26 @@ class Application:
 
     async def _pieces(self, wanted: Wanted) -> AsyncIterator[Piece]:
         loop = asyncio.get_running_loop()
-        arrived: asyncio.Queue[tuple[Sequence[int], str | None]] = asyncio.Queue()
+        # Tokens that arrive while the last piece is being sent go out together, as one event.
+        arrived: deque[tuple[Sequence[int], str | None]] = deque()
+        woken = asyncio.Event()
 
         def emit(ids: Sequence[int], finish: str | None) -> None:
-            loop.call_soon_threadsafe(arrived.put_nowait, (ids, finish))
+            arrived.append((ids, finish))
+            loop.call_soon_threadsafe(woken.set)
 
         text = self._vocabulary.stream(wanted.stop)
         number = self._engine.submit(wanted.ids, wanted.sampling, emit)
         ended = False
         try:
             while True:
-                ids, finish = await arrived.get()
+                await woken.wait()
+                woken.clear()
+                ids: list[int] = []
+                finish: str | None = None
+                while arrived and finish is None:
+                    more, finish = arrived.popleft()
+                    ids += more
                 if finish is not None and finish.startswith("error: "):
                     ended = True
                     raise EngineError(finish.removeprefix("error: "))

@@ -1,0 +1,149 @@
+"""One model server: a sandboxed process, its socket, and its life from start to stop.
+
+Invariants:
+- The model's files exist in plain form only inside the job's scratch, from start until the server is stopped.
+- A server that ended, for whatever reason, is forgotten with its scratch; nothing of it serves again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from honmaru.core.errors import EngineFailed, HonmaruError, IntegrityFault
+from honmaru.core.model_files import is_plain_name
+from honmaru.core.sessions import Session
+from honmaru.deployments.client import ServerGone, ServerRefused, call
+from honmaru.ports.executors import Environment, Executor, JobSpec, Phase
+from honmaru.ports.models import ModelArtifact
+from honmaru.security.guard import Guard
+
+SOCKET = "s"
+SOCKET_FOLDER_INSIDE = "/run/model"
+# Not below /opt/ml/input: the engine opens its GGUF file for writing, so its copy must lie where it may write.
+_PLAIN_FOLDER_INSIDE = "/opt/ml/model"
+
+
+class Environments(Protocol):
+    """What deployments need of the registry of environments."""
+
+    def named(self, name: str) -> Environment: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLimits:
+    """What one server may use. The memory comes on top of three times the size of the model's files."""
+
+    cpu: float = 2.0
+    memory_bytes: int = 4 << 30
+    start_s: float = 180.0
+    requests: int = 64
+    """Requests at once; one more is throttled."""
+
+
+class Server:
+    """A running (or starting) model server. All methods but `destroy` belong to the event loop."""
+
+    def __init__(self, guard: Guard, executor: Executor, environment: Environment, folder: Path, limits: ServerLimits):
+        self._guard, self._executor, self._environment = guard, executor, environment
+        self._folder, self._limits = folder, limits
+        self.job_id = folder.name
+        self.busy = 0
+        self.used_at = 0.0
+
+    @property
+    def sockets(self) -> Path:
+        return self._folder / "socket"
+
+    async def start(self, session: Session, model: ModelArtifact) -> None:
+        """Lay out the model, start the sandbox and wait until the server answers. Raises EngineFailed."""
+        try:
+            await asyncio.to_thread(self._launch, session, model)
+            await self._wait_until_healthy()
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(self.destroy))
+            raise
+
+    def _launch(self, session: Session, model: ModelArtifact) -> None:
+        root = self._folder / "scratch"
+        for path in (self._folder, self.sockets, root):
+            path.mkdir(mode=0o700, parents=True)
+        size = self._lay_out(session, model, root / "algo-1" / "ml")
+        spec = JobSpec(
+            job_id=self.job_id,
+            root=root,
+            environment=self._environment,
+            argv=(
+                f"{self._environment.prefix}/bin/python", "-m", self._environment.entry_module,
+                "--model", _PLAIN_FOLDER_INSIDE, "--socket", f"{SOCKET_FOLDER_INSIDE}/{SOCKET}",
+                "--name", model.name, "--threads", str(max(1, int(self._limits.cpu))),
+            ),
+            variables={},
+            label=session.label.banner,
+            cpu=self._limits.cpu,
+            memory_bytes=self._limits.memory_bytes + 3 * size,
+            disk_bytes=(1 << 30) + 2 * size,
+            time_limit_s=10 * 365 * 86400.0,
+            sockets={str(self.sockets): SOCKET_FOLDER_INSIDE},
+        )  # fmt: skip
+        self._executor.start(spec)
+
+    def _lay_out(self, session: Session, model: ModelArtifact, ml: Path) -> int:
+        for name in ("input/config", "input/data", "model", "output", "checkpoints"):
+            (ml / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+        blobs = self._guard.blobs(session)
+        size = 0
+        for name, blob_id in _checked(model.files).items():
+            with (ml / "model" / name).open("xb") as stream:
+                for chunk in blobs.read(blob_id):
+                    size += stream.write(chunk)
+        return size
+
+    async def _wait_until_healthy(self) -> None:
+        waited, pause = 0.0, 0.02
+        while waited < self._limits.start_s:
+            try:
+                async with await call(self.sockets, SOCKET, "GET", "/health", head_s=5) as reply:
+                    await reply.json()
+                return
+            except (ServerGone, ServerRefused):
+                pass
+            ended = await asyncio.to_thread(self.ending)
+            if ended:
+                raise EngineFailed(f"the model server ended while it started: {ended}")
+            await asyncio.sleep(pause)
+            waited += pause
+            pause = min(0.25, pause * 1.3)
+        raise EngineFailed(f"the model server was not ready within {self._limits.start_s:.0f} s")
+
+    def ending(self) -> str:
+        """Why the process ended, with the end of its output; "" while it runs. Blocking."""
+        try:
+            status = self._executor.status(self.job_id)
+        except HonmaruError as fault:
+            return fault.message
+        if status.phase is Phase.RUNNING:
+            return ""
+        tail = self._executor.output(self.job_id, 1, 0)[-800:].decode("utf-8", "replace").strip()
+        return f"{status.reason or status.phase.value} {list(status.exit_codes)}: {tail}"
+
+    def destroy(self) -> None:
+        """Stop the process and delete everything of it. Blocking; idempotent; safe in any thread."""
+        discard(self._executor, self._folder)
+
+
+def discard(executor: Executor, folder: Path) -> None:
+    """End the server whose folder this is, also one of an earlier enclave, and delete its files."""
+    executor.forget(folder.name)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _checked(files: Mapping[str, str]) -> Mapping[str, str]:
+    for name in files:
+        if not is_plain_name(name):
+            raise IntegrityFault(f"the stored model names a file {name[:100]!r}")
+    return files
