@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -43,13 +44,13 @@ class Environments:
         ConfigurationFault: the file does not parse, with every entry that is wrong.
     """
 
-    def __init__(self, file: Path, prefix: str) -> None:
+    def __init__(self, file: Path, prefix: str = sys.prefix) -> None:
         self._file = file
         digest = installed_digest(Path(prefix))
         self._known = {name: Environment(name, prefix, digest, entry, text) for name, entry, text in _BUILT_IN}
         self._known.update(_read(file, frozenset(self._known)))
 
-    def names(self) -> list[Environment]:
+    def all(self) -> list[Environment]:
         """All environments, by name."""
         return [self._known[name] for name in sorted(self._known)]
 
@@ -88,7 +89,7 @@ class Environments:
         self._known[environment.name] = environment
         stored = {
             known.name: {key: value for key, value in asdict(known).items() if key != "name"}
-            for known in self.names()
+            for known in self.all()
             if known.name not in {name for name, _, _ in _BUILT_IN}
         }
         partial = self._file.with_suffix(".partial")

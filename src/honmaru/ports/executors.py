@@ -54,6 +54,10 @@ class JobSpec:
     """Host directory → path inside, mounted writable, for UNIX sockets (brokers, model servers)."""
     loopback: bool = False
     """Allow TCP on loopback inside one instance too (torch.distributed); instances of a gang always have it."""
+    writable: tuple[str, ...] = ()
+    """Folders below `ml/input` (as "input/data/code") that are writable all the same; they count as disk used."""
+    grace_s: float = 10.0
+    """Between SIGTERM and SIGKILL when the time limit is reached."""
 
 
 class Phase(Enum):

@@ -19,6 +19,15 @@ class LogEvent:
 
 
 class LogSink(Protocol):
-    def append(self, session: Session, group: str, stream: str, events: Sequence[LogEvent]) -> None:
-        """Add events to a stream at the session's label, making group and stream where absent. Durable on return."""
+    def append(
+        self, session: Session, group: str, stream: str, events: Sequence[LogEvent], *, position: str = ""
+    ) -> None:
+        """Add events to a stream at the session's label, making group and stream where absent. Durable on return.
+
+        `position` is the writer's own note of how far its source is read; it is stored together with the events.
+        """
+        ...
+
+    def position(self, session: Session, group: str, stream: str) -> str:
+        """The last position stored with a stream; "" for a new one. So a writer goes on exactly where it was."""
         ...

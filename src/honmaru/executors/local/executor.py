@@ -44,6 +44,8 @@ class LocalExecutor:
         """
         if spec.accelerators:
             raise ValidationFault(f"{spec.accelerators} accelerators asked for; this executor has none")
+        if any(not below.startswith("input/") or ".." in below.split("/") for below in spec.writable):
+            raise ValidationFault(f"writable folders must lie below input/, not {spec.writable}")
         if spec.instances < 1 or not spec.argv:
             raise ValidationFault("a job needs at least one instance and a command")
         folder = self._folder(spec.job_id)
@@ -145,6 +147,8 @@ def _document(spec: JobSpec, bwrap: str) -> dict[str, object]:
         "processes": spec.processes,
         "time_limit_s": spec.time_limit_s,
         "sockets": dict(spec.sockets),
+        "writable": list(spec.writable),
+        "grace_s": spec.grace_s,
         "loopback": spec.loopback or spec.instances > 1,
     }
 

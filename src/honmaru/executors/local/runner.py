@@ -148,6 +148,7 @@ def _prepare(folder: Path) -> Job:
             variables={**spec["variables"], "HONMARU_INSTANCE": f"algo-{number}"},
             sockets=spec["sockets"],
             memory_bytes=spec["memory_bytes"],
+            writable=tuple(spec["writable"]),
         )
         group = Group.make(
             f"honmaru-{spec['job_id']}-{number}",
@@ -236,10 +237,11 @@ def _spawn(job: Job, instance: Instance, argv: tuple[str, ...], *, stderr: int) 
 
 
 def _run(job: Job) -> None:
-    deadline = time.monotonic() + job.spec["time_limit_s"]
+    spec = job.spec
+    deadline = time.monotonic() + spec["time_limit_s"]
     ready = selectors.DefaultSelector()
     for instance in job.instances:
-        instance.child = _spawn(job, instance, tuple(job.spec["argv"]), stderr=subprocess.STDOUT)
+        instance.child = _spawn(job, instance, tuple(spec["argv"]), stderr=subprocess.STDOUT)
         instance.output = os.open(files.output_file(job.folder, instance.number), _APPEND, 0o600)
         if instance.child.stdout is not None:
             ready.register(instance.child.stdout, selectors.EVENT_READ, instance)
@@ -256,7 +258,7 @@ def _run(job: Job) -> None:
         _reap(job)
         now = time.monotonic()
         if now > deadline:
-            _end(job, "time-limit", 0.0)
+            _end(job, "time-limit", float(spec["grace_s"]))
         stop = files.load(job.folder / files.STOP)
         if stop is not None:
             _end(job, "stopped", float(stop["grace_s"]))
@@ -283,7 +285,7 @@ def _measure(job: Job) -> None:
     spec = job.spec
     for instance in job.instances:
         ml = instance.walls.ml
-        used = limits.disk_usage([ml], frozenset({ml / "input"}))
+        used = limits.disk_usage([ml, *(ml / below for below in spec["writable"])], frozenset({ml / "input"}))
         used += files.output_file(job.folder, instance.number).stat().st_size
         if used > spec["disk_bytes"]:
             _end(job, "disk-quota", 0.0)

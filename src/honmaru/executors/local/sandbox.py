@@ -52,6 +52,7 @@ class Walls:
     variables: Mapping[str, str]
     sockets: Mapping[str, str]
     memory_bytes: int
+    writable: tuple[str, ...] = ()
 
     @property
     def shared_network(self) -> bool:
@@ -82,6 +83,9 @@ def command(walls: Walls, filter_descriptor: int, argv: tuple[str, ...]) -> list
     for part in ("__init__.py", "core", "workloads"):
         line += ["--ro-bind", str(walls.package / part), f"/opt/honmaru/honmaru/{part}"]
     line += ["--bind", str(walls.ml), "/opt/ml", "--ro-bind", str(walls.ml / "input"), "/opt/ml/input"]
+    for below in walls.writable:
+        if (walls.ml / below).is_dir():
+            line += ["--bind", str(walls.ml / below), f"/opt/ml/{below}"]
     for outside, inside in sorted(walls.sockets.items()):
         line += ["--bind", outside, inside]
     line += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/opt/ml"]
