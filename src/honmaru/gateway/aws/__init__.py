@@ -1,0 +1,1 @@
+"""The AWS wire, driven by the service models of `honmaru.api`."""

@@ -1,0 +1,137 @@
+"""Where the service models and the real world differ: one small table, a reason for each entry.
+
+Applied while a model is loaded, so everything compiled from it sees the corrected model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+OPEN_ENUMS: Mapping[tuple[str, str], str] = {
+    ("s3", "BucketLocationConstraint"): "the list lacks the iso regions; the service compares with its own region",
+    ("s3", "EncodingType"): "S3 ignores values it does not know; the listing then answers without encoding",
+}
+"""(service, shape) → why values outside the enum are let through to the service."""
+
+PATTERNS: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("logs", "ResourceType"): (r"[\w_-]*", "`\\w-_` is a bad range outside Java"),
+    ("cloudtrail", "EventSource"): (r"^[a-z0-9_-]+\.[a-z0-9.-]+$", "the iso partitions have another DNS suffix"),
+}
+"""(service, shape) → (pattern, why)."""
+
+UNROUTABLE: Mapping[tuple[str, str], str] = {
+    ("s3", "ListDirectoryBuckets"): "same method and path as ListBuckets; real clients sign it for s3express",
+}
+"""(service, operation) → why no request is ever routed to it."""
+
+ROOT_ELEMENTS: Mapping[str, str] = {
+    "ListBuckets": "ListAllMyBucketsResult",
+    "ListObjects": "ListBucketResult",
+    "ListObjectsV2": "ListBucketResult",
+    "ListObjectVersions": "ListVersionsResult",
+    "ListMultipartUploads": "ListMultipartUploadsResult",
+    "ListParts": "ListPartsResult",
+    "CreateMultipartUpload": "InitiateMultipartUploadResult",
+    "CompleteMultipartUpload": "CompleteMultipartUploadResult",
+    "CopyObject": "CopyObjectResult",
+    "UploadPartCopy": "CopyPartResult",
+    "DeleteObjects": "DeleteResult",
+    "GetBucketLocation": "LocationConstraint",
+    "GetBucketVersioning": "VersioningConfiguration",
+    "GetBucketTagging": "Tagging",
+    "GetObjectTagging": "Tagging",
+    "GetBucketAcl": "AccessControlPolicy",
+    "GetObjectAcl": "AccessControlPolicy",
+}
+"""S3 operation → root element of its XML answer as S3's documentation shows it; the model does not say. boto3
+ignores the name, other S3 clients check it."""
+
+QUERY_EXTRAS: Mapping[str, frozenset[str]] = {
+    "s3": frozenset({"x-id"}),
+}
+"""Query parameters that clients send beside the modelled ones and that mean nothing to the operation."""
+
+SIGNED_QUERY = re.compile(r"X-Amz-(Algorithm|Credential|Date|Expires|SignedHeaders|Signature|Security-Token"
+                          r"|Content-Sha256|User-Agent)", re.IGNORECASE)
+"""Query parameters of a presigned request."""
+
+_CATEGORY = re.compile(r"\\p\{(\w+)\}")
+_SURROGATE_PAIRS = r"\uD800\uDC00-\uDBFF\uDFFF"
+
+
+def correct(service: str, model: dict[str, Any]) -> dict[str, Any]:
+    """Apply the table to a loaded model, in place; returns it."""
+    shapes = model["shapes"]
+    for owner, shape in OPEN_ENUMS:
+        if owner == service:
+            shapes[shape].pop("enum", None)
+    for (owner, shape), (pattern, _) in PATTERNS.items():
+        if owner == service:
+            shapes[shape]["pattern"] = pattern
+    for owner, operation in UNROUTABLE:
+        if owner == service:
+            model["operations"][operation]["unroutable"] = True
+    return model
+
+
+def python_pattern(pattern: str) -> re.Pattern[str]:
+    """A model's (Java) regular expression as Python's, ASCII classes as in Java.
+
+    Java knows Unicode categories and writes astral characters as surrogate pairs; a quantifier behind `$` is a slip of
+    the model's author and means nothing.
+    """
+    pattern = pattern.replace("${1,128}", "").replace("${1,256}", "").replace(_SURROGATE_PAIRS, "\U00010000-\U0010ffff")
+    in_class = False
+    out = []
+    position = 0
+    while position < len(pattern):
+        character = pattern[position]
+        if character == "\\":
+            match = _CATEGORY.match(pattern, position)
+            if match:
+                ranges = _category_ranges(match[1])
+                out.append(ranges if in_class else f"[{ranges}]")
+                position = match.end()
+                continue
+            out.append(pattern[position : position + 2])
+            position += 2
+            continue
+        if character == "[" and not in_class:
+            in_class = True
+        elif character == "]" and in_class:
+            in_class = False
+        elif character == "[" and in_class:
+            out.append("\\")
+        out.append(character)
+        position += 1
+    return re.compile("".join(out), re.ASCII)
+
+
+def _category_ranges(category: str) -> str:
+    """The inside of a character class with every character of a Unicode category (L, M, N, P, S, Z or Alnum)."""
+    if category == "Alnum":
+        return "a-zA-Z0-9"
+    if not _RANGES:
+        _scan_unicode()
+    return _RANGES[category]
+
+
+_RANGES: dict[str, str] = {}
+
+
+def _scan_unicode() -> None:
+    import sys
+    import unicodedata
+
+    spans: dict[str, list[list[int]]] = {}
+    for point in range(sys.maxunicode + 1):
+        letter = unicodedata.category(chr(point))[0]
+        found = spans.setdefault(letter, [])
+        if found and found[-1][1] == point - 1:
+            found[-1][1] = point
+        else:
+            found.append([point, point])
+    for letter, found in spans.items():
+        _RANGES[letter] = "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in found)
