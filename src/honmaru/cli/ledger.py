@@ -105,7 +105,8 @@ def _show_log(console: Console, log: LogReport) -> None:
     console.print(f"{mark} ", end="")
     rate = f", {log.size / log.seconds:,.0f}/s" if log.size > 1000 and log.seconds else ""
     console.print(
-        f"{log.label or Path(log.path).name}: {log.size} entries {_span(log)}in {log.seconds:.2f} s{rate}", markup=False
+        f"{_banner(log.label) or Path(log.path).name}: {log.size} entries {_span(log)}in {log.seconds:.2f} s{rate}",
+        markup=False,
     )
     if log.unsigned:
         console.print(f"      {log.unsigned} more are durable and not yet under a checkpoint", markup=False)
@@ -162,7 +163,7 @@ def _show_proof(facts: dict[str, Any], steps: int, size: int) -> None:
     console.print("[green]The proof holds.[/green] ", end="")
     console.print(
         f"{entry.get('eventName')} by {who}, recorded {entry['recorded']}, is entry {facts['index']} "
-        f"of the {facts['size']} in the log {facts['label']}.",
+        f"of the {facts['size']} in the log {_banner(facts['label'])}.",
         markup=False,
     )
     console.print(
@@ -223,8 +224,19 @@ def _list(args: argparse.Namespace) -> int:
 def _newest(log: StoredLog) -> Iterator[tuple[str, dict[str, Any]]]:
     from honmaru.security.ledger.reading import backward
 
+    banner = _banner(log.label)
     for _, entry in backward(log, log.size):
-        yield log.label, entry
+        yield banner, entry
+
+
+def _banner(canonical: str) -> str:
+    """The marking of a label as people write it; what is stored where that is not a label."""
+    from honmaru.core.labels import Label
+
+    try:
+        return Label.decode(canonical).banner if canonical else ""
+    except IntegrityFault:
+        return canonical
 
 
 def _console() -> Console:

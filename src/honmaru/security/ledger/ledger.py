@@ -128,13 +128,15 @@ class Ledger:
         log, size = self._logs.get(label.canonical), self.size(label)
         return iter(()) if log is None else forward(log, start, size if stop is None else min(stop, size))
 
-    def backward(self, label: Label, before: int, words: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(index, entry) from `before` - 1 down, of entries that hold every word as a whole JSON string somewhere.
+    def backward(
+        self, label: Label, before: int, words: Sequence[str] = (), *, until: int = 0
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """(index, entry) from `before` - 1 down to `until`, of entries with every word in some string of theirs.
 
         Bundles without the words are passed over without being parsed.
         """
         log = self._logs.get(label.canonical)
-        return iter(()) if log is None else backward(log, before, words)
+        return iter(()) if log is None else backward(log, before, words, until=until)
 
     def position(self, label: Label, time: str) -> int:
         """Index of the first entry recorded at `time` (ISO 8601, UTC, Z) or later; the size when there is none."""

@@ -45,14 +45,16 @@ def forward(source: Source, start: int, stop: int) -> Iterator[dict[str, Any]]:
         start += len(chunk)
 
 
-def backward(source: Source, before: int, words: Sequence[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(index, entry) from `before` - 1 down, of entries that hold every word as a whole JSON string somewhere."""
-    needles = [orjson.dumps(word) for word in words]
+def backward(
+    source: Source, before: int, words: Sequence[str] = (), *, until: int = 0
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(index, entry) from `before` - 1 down to `until`, of entries with every word in some string of theirs."""
+    needles = [orjson.dumps(word)[1:-1] for word in words]
     end = min(before, source.size)
-    while end > 0:
+    while end > until:
         first = (end - 1) // WIDTH * WIDTH
         chunk = _chunk(source, first, needles)[: end - first]
-        for index in range(first + len(chunk) - 1, first - 1, -1):
+        for index in range(first + len(chunk) - 1, max(first, until) - 1, -1):
             entry = chunk[index - first]
             if all(needle in entry for needle in needles):
                 yield index, orjson.loads(entry)
