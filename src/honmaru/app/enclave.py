@@ -103,7 +103,7 @@ class Enclave:
             S3(self.guard),
             SageMaker(self.guard, self.identity, self.supervisor.wake, self.environments),
             Logs(logs),
-            CloudTrail(self.ledger, self.guard),
+            CloudTrail(self.ledger),
             Bedrock(self.guard, self.identity, self.supervisor.wake, self.model_servers),
             BedrockRuntime(self.guard, self.model_servers),
         )
