@@ -1,0 +1,260 @@
+"""What every record store promises (ports.records), on SQLite and on PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from honmaru.core.errors import Conflict, StoreUnavailable
+from honmaru.ports.records import Create, Delete, OutboxEntry, Row, Update
+from honmaru.stores.records_sql import SqlRecordStore
+
+NOW = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+LOW, HIGH, OTHER = "U", "S", "U//X"
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[SqlRecordStore]:
+    opened = SqlRecordStore(store_url)
+    yield opened
+    opened.close()
+
+
+def create(name: str, label: str = LOW, *, account: str = "1", kind: str = "object", state: str = "") -> Create:
+    return Create(account, "s3", kind, name, label, f"{name}@{label}".encode(), state, NOW)
+
+
+def names(rows: list[Row]) -> list[tuple[str, str]]:
+    return [(row.name, row.label) for row in rows]
+
+
+def test_a_created_record_is_read_back_whole(store: SqlRecordStore) -> None:
+    (made,) = store.apply([create("a", state="New")])
+    assert made == Row("1", "s3", "object", "a", LOW, b"a@U", "New", 1, NOW, NOW)
+    assert store.get("1", "s3", "object", "a", [LOW, HIGH]) == [made]
+
+
+def test_a_create_of_an_existing_identity_is_a_conflict_and_changes_nothing(store: SqlRecordStore) -> None:
+    store.apply([create("a")])
+    with pytest.raises(Conflict):
+        store.apply([create("b"), create("a")], [OutboxEntry("1", LOW, b"{}")])
+    assert names(store.list("1", "s3", "object", [LOW])) == [("a", LOW)]
+    assert store.outbox() == []
+
+
+def test_names_repeat_at_labels_accounts_and_kinds(store: SqlRecordStore) -> None:
+    store.apply([create("a"), create("a", HIGH), create("a", account="2"), create("a", kind="bucket")])
+    assert [row.label for row in store.get("1", "s3", "object", "a", [LOW, HIGH, OTHER])] == [HIGH, LOW]
+    assert [(row.account, row.label) for row in store.get(None, "s3", "object", "a", [LOW, HIGH])] == [
+        ("1", HIGH),
+        ("1", LOW),
+        ("2", LOW),
+    ]
+
+
+def test_only_the_labels_asked_for_are_looked_at(store: SqlRecordStore) -> None:
+    store.apply([create("a", HIGH), create("b", LOW), create("c", OTHER)])
+    assert names(store.list("1", "s3", "object", [LOW])) == [("b", LOW)]
+    assert store.get("1", "s3", "object", "a", [LOW, OTHER]) == []
+    assert store.list("1", "s3", "object", []) == []
+    assert store.list("1", "s3", "object", ["never seen"]) == []
+
+
+def test_an_update_needs_the_stored_version(store: SqlRecordStore) -> None:
+    (first,) = store.apply([create("a")])
+    later = NOW + timedelta(seconds=1)
+    (second,) = store.apply([Update(first, b"2", "Done", later)])
+    assert (second.version, second.body, second.state, second.created, second.updated) == (2, b"2", "Done", NOW, later)
+    assert store.get("1", "s3", "object", "a", [LOW]) == [second]
+    with pytest.raises(Conflict):
+        store.apply([Update(first, b"3", "", later)])
+    with pytest.raises(Conflict):
+        store.apply([Delete(first)])
+    assert store.get("1", "s3", "object", "a", [LOW]) == [second]
+
+
+def test_a_deleted_record_is_gone_and_its_name_is_free(store: SqlRecordStore) -> None:
+    (first,) = store.apply([create("a")])
+    assert store.apply([Delete(first)]) == [first]
+    assert store.get("1", "s3", "object", "a", [LOW]) == []
+    with pytest.raises(Conflict):
+        store.apply([Delete(first)])
+    assert store.apply([create("a")])[0].version == 1
+
+
+def test_changes_of_an_unknown_label_are_a_conflict(store: SqlRecordStore) -> None:
+    ghost = Row("1", "s3", "object", "a", "never seen", b"", "", 1, NOW, NOW)
+    for change in (Delete(ghost), Update(ghost, b"", "", NOW)):
+        with pytest.raises(Conflict):
+            store.apply([change])
+
+
+def test_lists_are_in_code_point_order_whatever_the_locale(store: SqlRecordStore) -> None:
+    unordered = ["b", "B", "a", "Z", "é", "z", "a/b", "a-b", "a b", "", "本", "\U0001f600", "ab", "A", "_", "~", "aé"]
+    wanted = [name for name in unordered if name]
+    store.apply([create(name) for name in wanted])
+    assert [row.name for row in store.list("1", "s3", "object", [LOW])] == sorted(wanted)
+
+
+def test_prefix_after_and_limit(store: SqlRecordStore) -> None:
+    store.apply([create(name, label) for name in ("a", "b/1", "b/2", "b/3", "b0", "c") for label in (LOW, HIGH)])
+    listed = store.list("1", "s3", "object", [LOW, HIGH], prefix="b/", after="b/1", limit=3)
+    assert names(listed) == [("b/2", HIGH), ("b/2", LOW), ("b/3", HIGH)]
+    assert store.list("1", "s3", "object", [LOW], prefix="b/", after="b/3") == []
+    assert names(store.list("1", "s3", "object", [LOW], prefix="b/", after="a", limit=1)) == [("b/1", LOW)]
+    assert names(store.list("1", "s3", "object", [LOW], prefix="b%")) == []
+
+
+def test_a_wildcard_in_a_prefix_is_a_plain_character(store: SqlRecordStore) -> None:
+    store.apply([create(name) for name in ("a_b", "axb", "a%b", "a\U0010ffffb", "a\U0010ffff")])
+    assert [row.name for row in store.list("1", "s3", "object", [LOW], prefix="a_")] == ["a_b"]
+    assert [row.name for row in store.list("1", "s3", "object", [LOW], prefix="a%")] == ["a%b"]
+    assert len(store.list("1", "s3", "object", [LOW], prefix="a\U0010ffff")) == 2
+
+
+def test_state_filter(store: SqlRecordStore) -> None:
+    store.apply([create(f"j{i}", state=("Running", "Done", "")[i % 3]) for i in range(9)])
+    assert [row.name for row in store.list("1", "s3", "object", [LOW], state="Running")] == ["j0", "j3", "j6"]
+    assert [row.name for row in store.list(None, "s3", "object", [LOW], state="Done", after="j1")] == ["j4", "j7"]
+    assert [row.name for row in store.list("1", "s3", "object", [LOW], state="")] == ["j2", "j5", "j8"]
+
+
+def test_a_list_over_all_accounts_is_by_name_then_label_then_account(store: SqlRecordStore) -> None:
+    store.apply([create("b"), create("a", account="2"), create("a"), create("a", HIGH, account="2")])
+    rows = store.list(None, "s3", "object", [LOW, HIGH])
+    assert [(row.name, row.label, row.account) for row in rows] == [
+        ("a", HIGH, "2"),
+        ("a", LOW, "1"),
+        ("a", LOW, "2"),
+        ("b", LOW, "1"),
+    ]
+
+
+def test_lists_longer_than_one_fetch(store: SqlRecordStore) -> None:
+    store.apply([create(f"{i:05}", LOW if i % 3 else HIGH) for i in range(1500)])
+    rows = store.list("1", "s3", "object", [LOW, HIGH], limit=1400)
+    assert [row.name for row in rows] == [f"{i:05}" for i in range(1400)]
+
+
+def test_labels_are_remembered_after_the_last_record_is_gone(store: SqlRecordStore) -> None:
+    assert store.labels() == frozenset()
+    (first, _) = store.apply([create("a"), create("a", HIGH)])
+    store.apply([Delete(first)])
+    assert store.labels() == {LOW, HIGH}
+
+
+def test_a_refused_create_leaves_no_label_behind(store: SqlRecordStore) -> None:
+    store.apply([create("a")])
+    with pytest.raises(Conflict):
+        store.apply([create("b", HIGH), create("a")])
+    assert store.labels() == {LOW}
+    store.apply([create("b", HIGH)])
+    assert names(store.list("1", "s3", "object", [HIGH])) == [("b", HIGH)]
+
+
+def test_the_outbox_keeps_order_until_confirmed(store: SqlRecordStore) -> None:
+    entries = [OutboxEntry(f"id{i}", LOW, f'{{"n":{i}}}'.encode()) for i in (3, 1, 2)]
+    store.apply([create("a")], entries)
+    assert store.outbox() == entries
+    assert store.outbox(limit=2) == entries[:2]
+    store.confirm(["id1"])
+    store.apply([create("b")], [OutboxEntry("id4", HIGH, b"{}")], ["id3", "unknown"])
+    assert [entry.id for entry in store.outbox()] == ["id2", "id4"]
+
+
+def test_scan_gives_every_record_of_every_service(store: SqlRecordStore) -> None:
+    store.apply([create(f"{i:03}", label) for i in range(300) for label in (LOW, HIGH)])
+    store.apply([Create("2", "iam", "user", "x", OTHER, b"", "", NOW)])
+    found = {(row.account, row.service, row.name, row.label) for row in store.scan()}
+    assert len(found) == 601 and ("2", "iam", "x", OTHER) in found
+
+
+def test_a_second_opening_sees_the_same(store: SqlRecordStore, store_url: str) -> None:
+    store.apply([create("a", HIGH)], [OutboxEntry("1", HIGH, b"{}")])
+    again = SqlRecordStore(store_url)
+    assert again.list("1", "s3", "object", [HIGH]) == store.list("1", "s3", "object", [HIGH])
+    assert again.labels() == {HIGH} and len(again.outbox()) == 1
+    again.apply([create("b", OTHER)])
+    assert store.labels() == {HIGH, OTHER}
+    assert names(store.list("1", "s3", "object", [OTHER])) == [("b", OTHER)]
+    again.close()
+
+
+def test_one_of_many_concurrent_writers_wins_each_version(store: SqlRecordStore) -> None:
+    (row,) = store.apply([create("counter")])
+    won: list[int] = []
+
+    def increment(rounds: int) -> None:
+        for _ in range(rounds):
+            while True:
+                (seen,) = store.get("1", "s3", "object", "counter", [LOW])
+                try:
+                    (stored,) = store.apply([Update(seen, str(seen.version).encode(), "", NOW)])
+                except Conflict:
+                    continue
+                won.append(stored.version)
+                break
+
+    threads = [threading.Thread(target=increment, args=(10,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won) == list(range(row.version + 1, row.version + 41))
+
+
+def test_concurrent_first_creates_at_one_new_label_all_succeed(store: SqlRecordStore) -> None:
+    faults: list[BaseException] = []
+
+    def make(number: int) -> None:
+        try:
+            store.apply([create(f"n{number}", HIGH)])
+        except BaseException as fault:
+            faults.append(fault)
+
+    threads = [threading.Thread(target=make, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert faults == [] and len(store.list("1", "s3", "object", [HIGH])) == 8
+
+
+_name = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), min_size=1, max_size=4)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_list_agrees_with_a_sorted_python_list(store: SqlRecordStore, data: st.DataObject) -> None:
+    kind = f"k{time.monotonic_ns()}"
+    present = data.draw(st.sets(st.tuples(_name, st.sampled_from([LOW, HIGH])), max_size=12))
+    store.apply([create(name, label, kind=kind) for name, label in present])
+    prefix = data.draw(st.one_of(st.just(""), _name))
+    after = data.draw(st.one_of(st.just(""), _name))
+    limit = data.draw(st.integers(1, 6))
+    wanted = sorted(pair for pair in present if pair[0].startswith(prefix) and pair[0] > after)[:limit]
+    assert names(store.list("1", "s3", kind, [LOW, HIGH], prefix=prefix, after=after, limit=limit)) == wanted
+
+
+def test_a_database_that_cannot_be_opened_is_store_unavailable() -> None:
+    for url in ("sqlite:////proc/none/records.db", "postgresql+psycopg://honmaru@/x?host=/nonexistent"):
+        with pytest.raises(StoreUnavailable):
+            SqlRecordStore(url)
+
+
+@pytest.mark.long
+def test_lists_stay_fast_over_many_records(store: SqlRecordStore) -> None:
+    """A page in the middle of 10^6 records costs about what it costs in 10^4 (long run; 2*10^4 by default)."""
+    count = 1_000_000 if os.environ.get("HONMARU_LONG") == "1" else 20_000
+    for start in range(0, count, 5000):
+        store.apply([create(f"b/{i:08}", HIGH if i % 10 else LOW) for i in range(start, min(start + 5000, count))])
+    began = time.monotonic()
+    rows = store.list("1", "s3", "object", [LOW], prefix="b/", after=f"b/{count // 2:08}", limit=100)
+    assert len(rows) == 100 and time.monotonic() - began < 0.5
