@@ -129,7 +129,7 @@ class BlobVault:
         paths = [_path(session.account, blob_id) for blob_id, _, _ in pieces]
         self._hold(paths)
         try:
-            first = self.read(session, *pieces[0]) if pieces else iter(())
+            first = self._open(session, *pieces[0]) if pieces else iter(())
         except BaseException:
             self._release(paths)
             raise
@@ -137,7 +137,7 @@ class BlobVault:
         def chunks() -> Iterator[bytes]:
             yield from first
             for piece in pieces[1:]:
-                yield from self.read(session, *piece)
+                yield from self._open(session, *piece)
 
         return _Reader(chunks(), lambda: self._release(paths))
 
@@ -145,15 +145,11 @@ class BlobVault:
         path = _path(session.account, blob_id)
         self._hold([path])
         try:
-            header_bytes, key = self._open_header(session, blob_id, path)
-            total = self._store.size(path)
-        except FileNotFoundError:
-            self._release([path])
-            raise NotFound(f"there is no blob {blob_id!r}") from None
+            segments = self._open(session, blob_id, start, length)
         except BaseException:
             self._release([path])
             raise
-        return _Reader(self._segments(path, header_bytes, key, total, start, length), lambda: self._release([path]))
+        return _Reader(segments, lambda: self._release([path]))
 
     def delete(self, session: Session, blob_id: str) -> None:
         path = _path(session.account, blob_id)
@@ -202,7 +198,10 @@ class BlobVault:
                 self._spared.update(blob_ids)
 
     def _hold(self, paths: Sequence[str]) -> None:
+        """Keep the blobs until `_release`. Raises NotFound for one that was deleted and only waits for its readers."""
         with self._lock:
+            if self._doomed.intersection(paths):
+                raise NotFound("a blob was deleted meanwhile")
             for path in paths:
                 self._readers[path] = self._readers.get(path, 0) + 1
 
@@ -218,6 +217,15 @@ class BlobVault:
                         gone.append(path)
         for path in gone:
             self._store.delete(path)
+
+    def _open(self, session: Session, blob_id: str, start: int, length: int | None) -> Iterator[bytes]:
+        path = _path(session.account, blob_id)
+        try:
+            header, key = self._open_header(session, blob_id, path)
+            total = self._store.size(path)
+        except FileNotFoundError:
+            raise NotFound(f"there is no blob {blob_id!r}") from None
+        return self._segments(path, header, key, total, start, length)
 
     def _open_header(self, session: Session, blob_id: str, path: str) -> tuple[bytes, AESGCM]:
         header, raw = self._read_header(path)
