@@ -182,8 +182,9 @@ class Log:
         try:
             while self._step():
                 pass
-        finally:
-            self._fail(RuntimeError("its writer has stopped"))
+        except BaseException as error:  # a defect: nobody may wait for a writer that is gone
+            self._fail(LedgerUnavailable(f"its writer has stopped: {error!r}"))
+            raise
 
     def _step(self) -> bool:
         """Write one batch, or try to get out of a failure; False when closing and done."""
@@ -245,7 +246,7 @@ class Log:
     def _now(self) -> str:
         return self._clock.now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         with self._condition:
             self._fault = str(error)
             waiting = list(self._queue)
@@ -286,8 +287,10 @@ class Log:
             self._recent, self._recent_first = found.entries, found.base
             self._size = found.size
             self._opened = True
-            if found.entries:
-                self._last_time = recorded(found.entries[-1])[1]
+            times = [recorded(entry)[1] for entry in found.entries[-1:]]
+            if found.checkpoint is not None:
+                times.append(found.checkpoint.time)
+            self._last_time = max(times, default="")
         self._publish(refresh=True)
         with self._condition:
             self._fault = None
@@ -330,7 +333,7 @@ class Log:
                 sha256,
                 sha384,
                 self.label.canonical,
-                max(self._now(), self._checkpoint.time if self._checkpoint else ""),
+                max(self._now(), self._last_time),
             )
         )
 

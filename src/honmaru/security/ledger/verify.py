@@ -383,7 +383,7 @@ def _check_label(text: bytes, head: Head, report: LogReport) -> None:
 
 def _check_entries(path: Path, snapshot: _Snapshot, report: LogReport, head: Head, heads: list[Head]) -> None:
     tail_first, tail = _read_tail(snapshot, report)
-    trees = {name: _Tree(name) for name in _HASHES}
+    trees = {name: _Tree(name, head.size) for name in _HASHES}
     sizes = sorted({head.size, *(other.size for other in heads)})
     expected: set[str] = {"checkpoint", "label.json", "public-key"} | {
         f for f in snapshot.files if f.startswith("tail/")
@@ -406,13 +406,13 @@ def _check_entries(path: Path, snapshot: _Snapshot, report: LogReport, head: Hea
         number += 1
     while sizes and sizes[0] == 0:
         judged = judged or head.size == 0
-        _check_roots(report, {name: _Tree(name) for name in _HASHES}, sizes.pop(0), head, heads)
+        _check_roots(report, {name: _Tree(name, 0) for name in _HASHES}, sizes.pop(0), head, heads)
     report.last_time, report.unsigned = last, max(0, size - head.size)
     if not judged and not report.findings:
         report.find("truncated", f"the checkpoint covers {head.size} entries, only {size} are here", size)
     if last and head.time < last and size == head.size:
         report.find("time", f"the checkpoint of {head.time} covers an entry of {last}")
-    _check_partials(snapshot, report, head, trees, expected)
+    _check_partials(path, snapshot, report, head, trees, expected)
     for file in sorted(snapshot.files - expected):
         if file.endswith(".incomplete"):
             report.notes.append(f"{file} was left by an interrupted write")
@@ -495,7 +495,12 @@ def _check_tiles(
 
 
 def _check_partials(
-    snapshot: _Snapshot, report: LogReport, head: Head, trees: Mapping[str, _Tree], expected: set[str]
+    path: Path,
+    snapshot: _Snapshot,
+    report: LogReport,
+    head: Head,
+    trees: Mapping[str, _Tree],
+    expected: set[str],
 ) -> None:
     """Partial files on disk must be the beginning of what was recomputed, and those of the checkpoint must exist."""
     for top in ("entries", *_HASHES):
@@ -518,17 +523,17 @@ def _check_partials(
         if match[1] == "tile" and match[2] == "entries":
             leaves = _unpack(snapshot.small[file])
             hashes = [_leaf("sha256", entry) for entry in leaves] if leaves is not None else []
-            truth = trees["sha256"].hashes(0, index)
-            level, size = 0, 32
+            name, level, size = "sha256", 0, 32
         elif match[2] != "entries":
             name = "sha256" if match[1] == "tile" else "sha384"
             size, level = trees[name].size, int(match[2])
             raw = snapshot.small[file]
             hashes = [raw[at : at + size] for at in range(0, len(raw), size)]
-            truth = trees[name].hashes(level, index)
         else:
             report.find("foreign-file", f"{file} does not belong to this log")
             continue
+        full = f"{_TOPS[name]}/{level}/{_number(index)}"  # checked above, when it is there
+        truth = trees[name].hashes(level, index) or (_read(path / full) if full in snapshot.files else b"") or b""
         if width >= _WIDTH or len(hashes) != width or b"".join(hashes) != truth[: width * size]:
             report.find("partial-tile", f"{file} is not what its entries hash to", index * _WIDTH ** (level + 1))
 
@@ -631,8 +636,10 @@ def _node(algorithm: str, left: bytes, right: bytes) -> bytes:
 class _Tree:
     """A Merkle tree grown leaf by leaf: a stack of perfect subtrees, and the tile hashes of every level."""
 
-    def __init__(self, algorithm: str) -> None:
+    def __init__(self, algorithm: str, signed: int) -> None:
+        """Full tiles over the first `signed` leaves are not kept: their files are checked at once."""
         self.algorithm = algorithm
+        self._signed = signed
         self.size = len(_HASHES[algorithm](b"").digest())
         self._new = _HASHES[algorithm]
         self._stack: list[tuple[int, bytes]] = []
@@ -662,8 +669,8 @@ class _Tree:
         self._counts[level] += 1
         if self._counts[level] % _WIDTH == 0:
             self._full.append((level, index, bytes(tile)))
-            if index:
-                self._tiles[level].pop(index - 1, None)
+            if index < self._signed >> (8 * (level + 1)):
+                del self._tiles[level][index]
 
     def take_full(self) -> list[tuple[int, int, bytes]]:
         """Tiles that became full since the last call."""
@@ -671,7 +678,7 @@ class _Tree:
         return full
 
     def hashes(self, level: int, index: int) -> bytes:
-        """Hashes of one of the last two tiles of a level; empty for any other."""
+        """Hashes of a partial or not yet signed tile; empty for any other."""
         return bytes(self._tiles[level].get(index, b"")) if level < len(self._tiles) else b""
 
     def root(self) -> bytes:
