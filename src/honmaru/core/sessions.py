@@ -37,4 +37,10 @@ class Session:
     user_agent: str = ""
     secure_transport: bool = True
     human: str = ""
-    """ARN of the principal that stands behind an assumed role (source identity): the two-person rule compares these."""
+    """ARN of the principal behind an assumed role, carried through chains: the two-person rule compares these."""
+    source_identity: str = ""
+    """What the caller stated as SourceIdentity. Never used in place of `human`."""
+    transitive_tags: frozenset[str] = frozenset()
+    """Session tags that pass on to roles assumed from this session."""
+    chain: tuple[tuple[str, str, str], ...] = ()
+    """(kind, name, unique id) of the access key and principals behind the session; each must remain, and be cleared."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NoReturn
@@ -254,3 +254,21 @@ def _condition(value: Any, variables: bool) -> Mapping[str, Mapping[str, tuple[A
                 _refuse(f"Syntax errors in policy. {fault}.")
             checked[name][key] = tuple(values)
     return checked
+
+
+def merge_policies(texts: Sequence[str]) -> str:
+    """Several session policies as one document: what any of them allows, less what any denies.
+
+    Raises MalformedPolicy. All must have one version, because policy variables depend on it.
+    """
+    documents = [json.loads(text) for text in texts if read_policy(text, PolicyKind.IDENTITY)]
+    versions = {document.get("Version", _VERSIONS[1]) for document in documents}
+    if len(versions) != 1:
+        _refuse("Session policies of different versions cannot be combined.")
+    statements: list[Any] = []
+    for document in documents:
+        given = document["Statement"]
+        for statement in [given] if isinstance(given, dict) else given:
+            # Sids may repeat between documents, not within one.
+            statements.append({key: value for key, value in statement.items() if key != "Sid" or len(texts) == 1})
+    return json.dumps({"Version": versions.pop(), "Statement": statements}, separators=(",", ":"))

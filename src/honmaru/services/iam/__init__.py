@@ -1,0 +1,5 @@
+"""IAM: users, roles, access keys, policies."""
+
+from honmaru.services.iam.provider import Iam
+
+__all__ = ["Iam"]

@@ -1,0 +1,111 @@
+"""IAM's records: their kinds, their bodies, and the rules that every writer of them keeps.
+
+Records of service "iam": user, role, policy, access-key, bearer-key. Who makes one over the API makes it at the
+session's label, as with everything else; the local operator's lie at BOTTOM.
+
+Invariants:
+- A key's bound label dominates the label of its record and of its user's record, so a low session never depends on a
+  high record.
+- Names are those that IAM allows; a clearance tag holds a clearance that parses.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from honmaru.core.clearances import Clearance
+from honmaru.core.errors import ValidationFault
+from honmaru.core.labels import Label
+from honmaru.ports.runtime import Ids
+
+SERVICE = "iam"
+USER, ROLE, POLICY, ACCESS_KEY, BEARER_KEY = "user", "role", "policy", "access-key", "bearer-key"
+KINDS = frozenset((USER, ROLE, POLICY, ACCESS_KEY, BEARER_KEY))
+CLEARANCE_TAG = "honmaru:clearance"
+LABEL_TAG = "honmaru:label"
+ACTIVE, INACTIVE = "Active", "Inactive"
+TAG_LIMIT = 50
+
+_NAME = re.compile(r"[A-Za-z0-9_+=,.@-]{1,128}")
+_PATH = re.compile(r"/([!-~]{1,510}/)?")
+
+
+def check_name(name: str, limit: int = 64) -> None:
+    """Raises ValidationFault unless IAM allows the name."""
+    if len(name) > limit or not _NAME.fullmatch(name):
+        raise ValidationFault(
+            f"The specified value for the name is invalid: {name[:160]!r}. It must contain only alphanumeric "
+            f"characters and/or the following: +=,.@_- and have at most {limit} characters",
+            code="ValidationError",
+        )
+
+
+def check_path(path: str) -> None:
+    """Raises ValidationFault unless the path is `/` or starts and ends with it."""
+    if not _PATH.fullmatch(path):
+        raise ValidationFault(
+            f"The specified value for path is invalid: {path[:160]!r}. It must begin and end with /",
+            code="ValidationError",
+        )
+
+
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Raises ValidationFault for too many tags, or a clearance that does not parse."""
+    if len(tags) > TAG_LIMIT:
+        raise ValidationFault(f"{len(tags)} tags were given; at most {TAG_LIMIT} are allowed", code="LimitExceeded")
+    if CLEARANCE_TAG in tags:
+        try:
+            Clearance.parse(tags[CLEARANCE_TAG])
+        except ValidationFault as fault:
+            raise ValidationFault(
+                f"The tag {CLEARANCE_TAG} is no clearance: {fault.message}", code="InvalidInput"
+            ) from None
+
+
+def arn(partition: str, account: str, kind: str, path: str, name: str) -> str:
+    """The ARN of a user, role or policy."""
+    return f"arn:{partition}:iam::{account}:{kind}{path}{name}"
+
+
+def user_body(
+    ids: Ids, *, path: str, tags: Mapping[str, str], attached: list[str], boundary: str = ""
+) -> dict[str, Any]:
+    """A new user. `inline` is name → document text."""
+    return {
+        "id": ids.token("AIDA", 17),
+        "path": path,
+        "tags": dict(tags),
+        "inline": {},
+        "attached": attached,
+        "boundary": boundary,
+    }
+
+
+def role_body(
+    ids: Ids, *, path: str, tags: Mapping[str, str], trust: str, description: str, max_session_s: int, boundary: str
+) -> dict[str, Any]:
+    """A new role."""
+    return {
+        "id": ids.token("AROA", 17),
+        "path": path,
+        "tags": dict(tags),
+        "inline": {},
+        "attached": [],
+        "boundary": boundary,
+        "trust": trust,
+        "description": description,
+        "max_session_s": max_session_s,
+    }
+
+
+def new_secret(ids: Ids) -> str:
+    """A secret access key of AWS's form: 40 characters."""
+    return base64.b64encode(ids.secret(30)).decode()
+
+
+def key_body(ids: Ids, *, user: str, user_id: str, label: Label) -> dict[str, Any]:
+    """A new access key or bearer key, bound to the label of the sessions that it opens. Its state is the record's."""
+    return {"user": user, "user_id": user_id, "label": label.canonical, "secret": new_secret(ids)}

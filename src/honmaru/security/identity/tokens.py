@@ -1,0 +1,84 @@
+"""Session tokens: sealed and stateless; a token carries the whole session, and only this enclave can make or open one.
+
+Invariants:
+- A token that was changed, cut, made elsewhere or made for another account does not open, whatever the access key id.
+- What a token carries is fixed when it is made: its label, principal and expiry can be changed by nobody.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from honmaru.core.errors import AuthenticationFailed, IntegrityFault
+from honmaru.core.labels import BOTTOM, Label
+from honmaru.core.sessions import Session
+from honmaru.security.crypto.keyring import Keyring
+
+_CONTEXT = b"sts session token 1"
+TOKEN_LIMIT = 65536
+_TEXTS = (
+    "account",
+    "partition",
+    "region",
+    "principal_arn",
+    "principal_id",
+    "kind",
+    "issuer_arn",
+    "access_key_id",
+    "session_name",
+    "human",
+    "source_identity",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedToken:
+    """What a token holds."""
+
+    secret: str
+    expires: datetime
+    session: Session
+
+
+def seal_token(keyring: Keyring, account: str, opened: OpenedToken) -> str:
+    """Session → token text (URL-safe base64)."""
+    session = opened.session
+    content: dict[str, Any] = {name: getattr(session, name) for name in _TEXTS}
+    content |= {
+        "label": session.label.canonical,
+        "session_policy": session.session_policy,
+        "tags": dict(session.tags),
+        "transitive_tags": sorted(session.transitive_tags),
+        "chain": session.chain,
+        "secret": opened.secret,
+        "expires": opened.expires.timestamp(),
+    }
+    return base64.b64encode(keyring.seal(account, BOTTOM.canonical, orjson.dumps(content), _CONTEXT)).decode()
+
+
+def open_token(keyring: Keyring, account: str, token: str) -> OpenedToken:
+    """Token text → session. Raises AuthenticationFailed; the caller checks expiry and that the principals remain."""
+    refused = AuthenticationFailed("The security token included in the request is invalid", code="InvalidClientTokenId")
+    if len(token) > TOKEN_LIMIT:
+        raise refused
+    try:
+        content = orjson.loads(
+            keyring.open(account, BOTTOM.canonical, base64.b64decode(token, validate=True), _CONTEXT)
+        )
+    except (IntegrityFault, binascii.Error, ValueError):
+        raise refused from None
+    session = Session(
+        **{name: content[name] for name in _TEXTS},
+        label=Label.decode(content["label"]),
+        session_policy=content["session_policy"],
+        tags=content["tags"],
+        transitive_tags=frozenset(content["transitive_tags"]),
+        chain=tuple((kind, name, unique_id) for kind, name, unique_id in content["chain"]),
+    )
+    return OpenedToken(content["secret"], datetime.fromtimestamp(content["expires"], UTC), session)
