@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,9 @@ class ModelServers:
         """(account, model ARN, canonical label) of every running server."""
         return sorted(key for key, deployment in self._deployments.items() if deployment.server is not None)
 
-    async def generate(self, session: Session, model: ModelArtifact, generation: Generation) -> AsyncIterator[Delta]:
+    async def generate(
+        self, session: Session, model: ModelArtifact, generation: Generation
+    ) -> AsyncGenerator[Delta, None]:
         """See `ports.models`. Label: the server runs at the session's label, which must dominate the model's."""
         path, body = _request(generation)
         body |= {"stream": True, "stream_options": {"include_usage": True}}

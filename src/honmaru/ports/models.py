@@ -5,11 +5,19 @@ Implemented by `deployments`, joined by `app`. One process serves one model at o
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from honmaru.core.sessions import Session
+
+MODEL_SERVICE = "bedrock"
+MODEL_KIND = "imported-model"
+"""Records of imported models, named by their id (the last part of the ARN). Their body:
+{"id", "name", "job_id", "job_name", "source", "files": {name: blob id}, "architecture", "context_length",
+"instruct", "parameters", "engine", "tags"}."""
+MODEL_NAME_KIND = "imported-model-name"
+"""Records that keep a model's name taken: named by it, body {"id"}. Made and deleted together with the model's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +60,7 @@ class Delta:
 
 
 class ModelServers(Protocol):
-    def generate(self, session: Session, model: ModelArtifact, generation: Generation) -> AsyncIterator[Delta]:
+    def generate(self, session: Session, model: ModelArtifact, generation: Generation) -> AsyncGenerator[Delta, None]:
         """Stream an answer, starting the server when needed. Closing the iterator cancels the generation.
 
         The server runs at the session's label. Raises NotReady, Throttled or EngineFailed.

@@ -61,7 +61,7 @@ def choose_device(wanted: Hyperparameters) -> Device:
     import torch
 
     cores = len(os.sched_getaffinity(0))
-    granted = os.environ.get("SM_NUM_CPUS", "")
+    granted = os.environ.get("OMP_NUM_THREADS") or os.environ.get("SM_NUM_CPUS", "")
     threads = wanted.threads or min(cores, int(granted) if granted.isdigit() and int(granted) else cores)
     cuda = torch.cuda.is_available()
     bf16 = (torch.cuda.is_bf16_supported() if cuda else cpu_has_bf16()) if wanted.precision == "auto" else False
