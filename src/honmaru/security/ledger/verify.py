@@ -225,10 +225,12 @@ def check_consistency(
 def read_key(line: str) -> tuple[str, bytes]:
     """(origin, raw public key) of a verifier key line. Raises Invalid."""
     try:
-        origin, identity, encoded = line.strip().split("+", 2)
+        origin, identity, encoded = line.removesuffix("\n").split("+", 2)
         raw = base64.b64decode(encoded, validate=True)
         if not raw.startswith(_KEY_TYPE) or _key_id(origin, raw[len(_KEY_TYPE) :]).hex() != identity:
             raise ValueError("its type or id is wrong")
+        if base64.b64encode(raw).decode() != encoded:
+            raise ValueError("it is not in its one form")
     except ValueError as error:
         raise Invalid(f"this is not an ML-DSA-87 verifier key: {error}") from error
     return origin, raw[len(_KEY_TYPE) :]
@@ -340,7 +342,10 @@ def _check(
             report.find("missing-file", f"{name} is missing")
     if report.findings:
         return
-    origin, key = read_key(snapshot.small["public-key"].decode(errors="replace"))
+    line = snapshot.small["public-key"].decode(errors="replace")
+    origin, key = read_key(line)
+    if not line.endswith("\n"):
+        report.find("key", "public-key does not end its line")
     report.origin, report.fingerprint = origin, key_fingerprint(key)
     if origin.split("/")[1:2] != [report.fingerprint[:16]]:
         report.find("key", f"the log {origin!r} does not name the key in it, {report.fingerprint[:16]}…")
@@ -377,7 +382,8 @@ def _check_label(text: bytes, head: Head, report: LogReport) -> None:
     except (ValueError, KeyError, TypeError):
         report.find("label", "label.json does not state label, token and origin")
         return
-    if stated != (head.label, head.origin, head.origin.rpartition("/")[2]) or len(about) != 3:
+    one_form = json.dumps(about, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    if stated != (head.label, head.origin, head.origin.rpartition("/")[2]) or text != one_form or len(about) != 3:
         report.find("label", "label.json does not say what the signed checkpoint says")
 
 
