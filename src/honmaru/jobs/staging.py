@@ -152,6 +152,8 @@ class Staging:
         if not configuration:
             return
         folders = checkpoint_folders(self.root, configuration, self.instances)
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
         bucket, prefix = split_uri(configuration["S3Uri"])
         prefix = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
         for stored in self.buckets.list(self.session, bucket, prefix):
@@ -204,11 +206,7 @@ def checkpoint_folders(root: Path, configuration: Mapping[str, Any], instances: 
     taken = ("input", "output", "model", "code")
     if inside == local or ".." in inside.split("/") or inside.split("/")[0] in taken:
         raise ValidationFault(f"CheckpointConfig.LocalPath {local!r} must be a folder of its own below /opt/ml/")
-    folders = [root / f"algo-{number}" / "ml" / inside for number in range(1, instances + 1)]
-    for folder in folders:
-        if root.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-    return folders
+    return [root / f"algo-{number}" / "ml" / inside for number in range(1, instances + 1)]
 
 
 def unquoted(value: str) -> str:
