@@ -127,7 +127,7 @@ class BlobVault:
 
     def join(self, session: Session, pieces: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
         paths = [_path(session.account, blob_id) for blob_id, _, _ in pieces]
-        self._hold(paths)
+        self._hold(paths, pieces[0][0] if pieces else "")
         try:
             first = self._open(session, *pieces[0]) if pieces else iter(())
         except BaseException:
@@ -143,7 +143,7 @@ class BlobVault:
 
     def read(self, session: Session, blob_id: str, start: int, length: int | None) -> Iterator[bytes]:
         path = _path(session.account, blob_id)
-        self._hold([path])
+        self._hold([path], blob_id)
         try:
             segments = self._open(session, blob_id, start, length)
         except BaseException:
@@ -197,11 +197,11 @@ class BlobVault:
             if self._spared is not None:
                 self._spared.update(blob_ids)
 
-    def _hold(self, paths: Sequence[str]) -> None:
+    def _hold(self, paths: Sequence[str], blob_id: str) -> None:
         """Keep the blobs until `_release`. Raises NotFound for one that was deleted and only waits for its readers."""
         with self._lock:
             if self._doomed.intersection(paths):
-                raise NotFound("a blob was deleted meanwhile")
+                raise NotFound(f"there is no blob {blob_id!r}")
             for path in paths:
                 self._readers[path] = self._readers.get(path, 0) + 1
 
