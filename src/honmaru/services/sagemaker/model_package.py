@@ -112,7 +112,7 @@ def list_all(call: Call, request: Request) -> dict[str, Any]:
 
 
 def update(call: Call, request: Request) -> dict[str, Any]:
-    """Change approval or customer metadata. Raises AccessDenied when the creator approves, ValidationFault otherwise."""
+    """Change approval or customer metadata. Raises AccessDenied when the creator approves, else ValidationFault."""
     frozen = sorted(member for member in request if member not in _CHANGEABLE and request[member])
     if frozen:
         raise ValidationFault(f"{frozen[0]}: a registered version is immutable; register a new version instead")

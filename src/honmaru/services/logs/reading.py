@@ -1,0 +1,129 @@
+"""GetLogEvents and FilterLogEvents: pages of events, and the tokens that lead from one to the next.
+
+Invariants:
+- A forward token names the place after the last event given, a backward token the place of the first: at the end of a
+  stream the same token comes back, and used again later it gives what was appended meanwhile.
+- A page holds at most `limit` events and about 1 MiB.
+- FilterLogEvents goes over all streams of a group in order of time, then stream, then place; its token is such a key.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from honmaru.core.errors import ValidationFault
+from honmaru.security.guard import GuardedRecords, Record
+from honmaru.services.logs.patterns import compiled
+from honmaru.services.logs.store import LogStore, StoredEvent, event_id, name_of
+
+PAGE_EVENTS = 10_000
+PAGE_BYTES = 1 << 20
+Request = Mapping[str, Any]
+
+
+def get(store: LogStore, records: GuardedRecords, stream: Record, request: Request) -> dict[str, Any]:
+    """One page of a stream; forward from its head or a forward token, else backward from its end."""
+    limit = int(request.get("limit") or PAGE_EVENTS)
+    token = request.get("nextToken")
+    forward, place = _position(token) if token else (bool(request.get("startFromHead")), None)
+    end = int(stream.body["events"])
+    if forward:
+        start = min(place or 0, end)
+        shown, scanned = _page(store.events(records, stream, start), request, limit)
+        after = scanned + 1 if scanned is not None else start
+        before = shown[0].place if shown else start
+    else:
+        start = end if place is None else min(place, end)
+        shown, scanned = _page(store.events_before(records, stream, start), request, limit)
+        shown.reverse()
+        before = scanned if scanned is not None else start
+        after = shown[-1].place + 1 if shown else start
+    return {
+        "events": [
+            {"timestamp": event.timestamp_ms, "message": event.message, "ingestionTime": event.ingested_ms}
+            for event in shown
+        ],
+        "nextForwardToken": f"f/{after:056d}",
+        "nextBackwardToken": f"b/{before:056d}",
+    }
+
+
+def filtered(store: LogStore, records: GuardedRecords, streams: list[Record], request: Request) -> dict[str, Any]:
+    """One page of matching events over streams."""
+    limit = int(request.get("limit") or PAGE_EVENTS)
+    matches = compiled(request.get("filterPattern") or "")
+    last = _key(str(request["nextToken"])) if request.get("nextToken") else None
+    merged = heapq.merge(*(_keyed(store, records, stream) for stream in streams), key=lambda item: item[0])
+    found: list[dict[str, Any]] = []
+    size = 0
+    token: str | None = None
+    shown: tuple[int, str, int] | None = None
+    for key, stream, event in merged:
+        if (last is not None and key <= last) or not _in_time(event, request) or not matches(event.message):
+            continue
+        if len(found) == limit or size > PAGE_BYTES:
+            token = base64.urlsafe_b64encode(json.dumps(shown).encode()).decode()
+            break
+        found.append(
+            {
+                "logStreamName": name_of(stream),
+                "timestamp": event.timestamp_ms,
+                "message": event.message,
+                "ingestionTime": event.ingested_ms,
+                "eventId": event_id(stream, event),
+            }
+        )
+        size += len(event.message) + 26
+        shown = key
+    searched = [{"logStreamName": name_of(stream), "searchedCompletely": token is None} for stream in streams]
+    return {"events": found, "searchedLogStreams": searched, "nextToken": token}
+
+
+def _page(events: Iterable[StoredEvent], request: Request, limit: int) -> tuple[list[StoredEvent], int | None]:
+    """Events that are in time, and the place of the last one looked at."""
+    found: list[StoredEvent] = []
+    size = 0
+    scanned: int | None = None
+    for event in events:
+        scanned = event.place
+        if _in_time(event, request):
+            found.append(event)
+            size += len(event.message) + 26
+        if len(found) >= limit or size > PAGE_BYTES:
+            break
+    return found, scanned
+
+
+def _keyed(
+    store: LogStore, records: GuardedRecords, stream: Record
+) -> Iterator[tuple[tuple[int, str, int], Record, StoredEvent]]:
+    """Events with a key that never falls, though writers may state times out of order."""
+    highest = 0
+    for event in store.events(records, stream):
+        highest = max(highest, event.timestamp_ms)
+        yield (highest, name_of(stream), event.place), stream, event
+
+
+def _in_time(event: StoredEvent, request: Request) -> bool:
+    start, end = request.get("startTime"), request.get("endTime")
+    return (start is None or event.timestamp_ms >= start) and (end is None or event.timestamp_ms < end)
+
+
+def _position(token: str) -> tuple[bool, int]:
+    match = re.fullmatch(r"([fb])/(\d{1,60})", token)
+    if match is None:
+        raise ValidationFault("The specified nextToken is invalid.", code="InvalidParameterException")
+    return match[1] == "f", int(match[2])
+
+
+def _key(token: str) -> tuple[int, str, int]:
+    try:
+        at, stream, place = json.loads(base64.urlsafe_b64decode(token.encode()))
+        return int(at), str(stream), int(place)
+    except (ValueError, TypeError):
+        raise ValidationFault("The specified nextToken is invalid.", code="InvalidParameterException") from None

@@ -1,0 +1,219 @@
+"""Log groups, streams and events as guarded records: sealed at rest, at the label of the session that wrote them.
+
+A stream's events lie in chunks, one record each, numbered within the stream. A stream's record counts its chunks.
+
+Invariants:
+- An append is one transaction: the chunk, the stream's counters and the writer's position, or nothing.
+- Events keep the order in which they were appended; a chunk is never changed.
+- A session writes only into a group and a stream of its own label: where only a lower one is visible, it makes its
+  own beside it, so a deletion below never takes away what was written above.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from honmaru.core.errors import Conflict
+from honmaru.core.sessions import Session
+from honmaru.ports.logs import LogEvent
+from honmaru.ports.runtime import Clock, Ids
+from honmaru.security.guard import Guard, GuardedRecords, Record
+from honmaru.security.guard.records import Creation, Removal, Revision
+
+SERVICE = "logs"
+GROUP, STREAM, CHUNK = "log-group", "log-stream", "log-chunk"
+_CHUNK_EVENTS = 1000
+_CHUNK_BYTES = 512 << 10
+_EVENT_OVERHEAD = 26
+"""Bytes that CloudWatch counts for an event besides its message."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """`place` orders the events of a stream: its number from 0."""
+
+    place: int
+    timestamp_ms: int
+    ingested_ms: int
+    message: str
+
+
+class LogStore:
+    """A `ports.logs.LogSink`, and what the Logs API reads. Thread-safe."""
+
+    def __init__(self, guard: Guard, clock: Clock, ids: Ids) -> None:
+        self._guard = guard
+        self._clock = clock
+        self._ids = ids
+
+    # Writing
+
+    def append(
+        self, session: Session, group: str, stream: str, events: Sequence[LogEvent], *, position: str = ""
+    ) -> None:
+        """See `ports.logs.LogSink`."""
+        records = self._records(session)
+        while True:
+            try:
+                own = self.own_stream(records, group, stream)
+                self._append(records, own, events, position)
+                return
+            except Conflict:  # another writer of the same stream won
+                continue
+
+    def position(self, session: Session, group: str, stream: str) -> str:
+        """See `ports.logs.LogSink`."""
+        found = self.stream(self._records(session), group, stream)
+        return "" if found is None or found.label != session.label else str(found.body["position"])
+
+    def _append(self, records: GuardedRecords, stream: Record, events: Sequence[LogEvent], position: str) -> None:
+        now = self._now_ms()
+        body = dict(stream.body)
+        changes: list[Creation | Revision] = []
+        for batch in _batches(events):
+            name = chunk_name(body["uid"], body["chunks"])
+            stored = [[event.timestamp_ms, event.message] for event in batch]
+            chunk = {"stream": body["uid"], "first": body["events"], "ingested_ms": now, "events": stored}
+            changes.append(Creation(CHUNK, name, chunk))
+            times = [event.timestamp_ms for event in batch]
+            body["first_ms"] = min([*times, *([body["first_ms"]] if body["first_ms"] is not None else [])])
+            body["last_ms"] = max([*times, *([body["last_ms"]] if body["last_ms"] is not None else [])])
+            body["ingested_ms"] = now
+            body["bytes"] += sum(len(event.message.encode()) + _EVENT_OVERHEAD for event in batch)
+            body["chunks"] += 1
+            body["events"] += len(batch)
+        body["position"] = position or body["position"]
+        records.apply([Revision(stream, body), *changes])
+
+    def own_stream(self, records: GuardedRecords, group: str, stream: str) -> Record:
+        """The stream of the session's own label, made with its group where absent. Raises Conflict: try again."""
+        found = self.stream(records, group, stream)
+        if found is not None and found.label == records.session.label:
+            return found
+        self.own_group(records, group)
+        return self.create_stream(records, group, stream)
+
+    def own_group(self, records: GuardedRecords, group: str) -> Record:
+        found = self.group(records, group)
+        if found is not None and found.label == records.session.label:
+            return found
+        return self.create_group(records, group, {})
+
+    def create_group(self, records: GuardedRecords, group: str, tags: dict[str, str]) -> Record:
+        """Raises Conflict when there is one at the session's label."""
+        return records.create(GROUP, group, {"tags": tags, "retention": None})
+
+    def create_stream(self, records: GuardedRecords, group: str, stream: str) -> Record:
+        """Raises Conflict when there is one at the session's label."""
+        body = {
+            "uid": self._ids.token("ls-", 20),
+            "chunks": 0,
+            "events": 0,
+            "bytes": 0,
+            "first_ms": None,
+            "last_ms": None,
+            "ingested_ms": None,
+            "position": "",
+        }
+        return records.create(STREAM, _stream_name(group, stream), body)
+
+    def delete_stream(self, records: GuardedRecords, stream: Record) -> None:
+        """Delete a stream with its events, atomically. Raises AccessDenied for a stream of another label."""
+        records.apply(self._removals(records, stream))
+
+    def delete_group(self, records: GuardedRecords, group: Record) -> None:
+        """Delete a group with its streams at its label, atomically. Raises AccessDenied for one of another label."""
+        removals = [Removal(group)]
+        for stream in self.streams(records, group.name):
+            if stream.label == group.label:
+                removals += self._removals(records, stream)
+        records.apply(removals)
+
+    def _removals(self, records: GuardedRecords, stream: Record) -> list[Removal]:
+        return [Removal(stream), *(Removal(chunk) for chunk in self._chunks(records, stream, 0))]
+
+    # Reading
+
+    def group(self, records: GuardedRecords, group: str) -> Record | None:
+        return records.get(GROUP, group)
+
+    def stream(self, records: GuardedRecords, group: str, stream: str) -> Record | None:
+        return records.get(STREAM, _stream_name(group, stream))
+
+    def streams(self, records: GuardedRecords, group: str, prefix: str = "") -> Iterator[Record]:
+        """The visible streams of a group by name."""
+        return records.iterate(STREAM, prefix=_stream_name(group, prefix))
+
+    def events(self, records: GuardedRecords, stream: Record, start: int = 0) -> Iterator[StoredEvent]:
+        """Events from place `start` on, in order."""
+        for chunk in self._chunks(records, stream, start):
+            body = chunk.body
+            for offset, (timestamp_ms, message) in enumerate(body["events"]):
+                if body["first"] + offset >= start:
+                    yield StoredEvent(body["first"] + offset, timestamp_ms, body["ingested_ms"], message)
+
+    def events_before(self, records: GuardedRecords, stream: Record, end: int) -> Iterator[StoredEvent]:
+        """Events before place `end`, last first."""
+        for number in reversed(range(stream.body["chunks"])):
+            chunk = records.get(CHUNK, chunk_name(stream.body["uid"], number))
+            if chunk is None or chunk.body["first"] >= end:
+                continue
+            body = chunk.body
+            for offset, (timestamp_ms, message) in reversed(list(enumerate(body["events"]))):
+                if body["first"] + offset < end:
+                    yield StoredEvent(body["first"] + offset, timestamp_ms, body["ingested_ms"], message)
+
+    def _chunks(self, records: GuardedRecords, stream: Record, start: int) -> Iterator[Record]:
+        """Chunks that may hold events from place `start` on. Chunks count events, so the search halves."""
+        low, high = 0, int(stream.body["chunks"])
+        while high - low > 1 and start > 0:
+            middle = (low + high) // 2
+            chunk = records.get(CHUNK, chunk_name(stream.body["uid"], middle))
+            if chunk is None or chunk.body["first"] > start:
+                high = middle
+            else:
+                low = middle
+        for number in range(low, int(stream.body["chunks"])):
+            chunk = records.get(CHUNK, chunk_name(stream.body["uid"], number))
+            if chunk is not None:
+                yield chunk
+
+    def _records(self, session: Session) -> GuardedRecords:
+        return self._guard.records(session, SERVICE)
+
+    def _now_ms(self) -> int:
+        return int(self._clock.now().timestamp() * 1000)
+
+
+def chunk_name(uid: str, number: int) -> str:
+    return f"{uid}:{number:09d}"
+
+
+def name_of(stream: Record) -> str:
+    """A stream's name without its group's."""
+    return stream.name.partition(":")[2]
+
+
+def event_id(stream: Record, event: StoredEvent) -> str:
+    """Unique for an event, for ever."""
+    return base64.b32encode(f"{stream.body['uid']}{event.place:012d}".encode()).decode().rstrip("=")
+
+
+def _stream_name(group: str, stream: str) -> str:
+    return f"{group}:{stream}"  # neither may contain a colon
+
+
+def _batches(events: Iterable[LogEvent]) -> Iterator[list[LogEvent]]:
+    batch: list[LogEvent] = []
+    size = 0
+    for event in events:
+        length = len(event.message.encode("utf-8", "replace")) + _EVENT_OVERHEAD
+        if batch and (len(batch) == _CHUNK_EVENTS or size + length > _CHUNK_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(event)
+        size += length
+    if batch:
+        yield batch
