@@ -443,3 +443,19 @@ def test_a_lone_append_does_not_wait_for_company(tmp_path: Path) -> None:
         waits.append(time.perf_counter() - started)
     ledger.close()
     assert sorted(waits)[10] < 0.05, "the fastest fifth of lone appends waits for the disk alone, not for a timer"
+
+
+def test_appends_wait_for_a_signature_that_lags_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "MAX_UNSIGNED", 100)
+    monkeypatch.setattr("honmaru.security.ledger.ledger.CHECKPOINT_INTERVAL_S", 60.0)
+    ledger = open_ledger(tmp_path)
+    for start in range(0, 2000, 50):
+        fill(ledger, BOTTOM, 50, start=start)
+        head = verify.read_head(
+            (directory_of(tmp_path) / "checkpoint").read_bytes(),
+            ledger.signer.verifier.origin(BOTTOM.token),
+            ledger.signer.verifier.public_key,
+        )
+        assert ledger.size(BOTTOM) - head.size <= 100 + log_module.BATCH
+    assert head.size > 1500
+    ledger.close()

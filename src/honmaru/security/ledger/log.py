@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
@@ -44,6 +44,8 @@ ROTATE_BYTES = 4 << 20
 """Size of a tail segment after which the next one is begun."""
 RETRY_S = 0.25
 """Pause between attempts to write again after a failure."""
+MAX_UNSIGNED = 32_768
+"""Durable entries without a checkpoint after which appends wait until they are signed."""
 BACKLOG = 65_536
 """Most entries that may wait for the disk."""
 
@@ -106,7 +108,7 @@ class Log:
         """Whether entries are on their way that no checkpoint covers yet."""
         if self._fault is not None:
             return False
-        return bool(self._queue) or self._checkpoint is None or self._checkpoint.size < self._size
+        return bool(self._queue) or self._checkpoint is None or self._signed < self._size
 
     def open(self) -> None:
         """Recover an existing log now, or make it. Raises IntegrityFault or OSError."""
@@ -202,11 +204,23 @@ class Log:
             except (OSError, IntegrityFault) as error:
                 self._fail(error)
                 return True
+        if self._size - self._signed > MAX_UNSIGNED:
+            self._sign_now()
+            return True
         with self._condition:
             batch = [self._queue.popleft() for _ in range(min(len(self._queue), BATCH))]
         if batch:
             self._write(batch)
         return True
+
+    @property
+    def _signed(self) -> int:
+        return self._checkpoint.size if self._checkpoint else 0
+
+    def _sign_now(self) -> None:
+        """Let the checkpoint catch up, so that memory and the time without a signature stay bounded."""
+        with suppress(LedgerUnavailable):  # recorded as a fault: the next step deals with it
+            self.seal()
 
     def _prepare(self, failed: bool) -> None:
         with self._sealing:
