@@ -239,7 +239,6 @@ def test_who_may_hold_what(clearance: str, label: str, expected: bool) -> None:
         "SECRET employer=spy",
         "SECRET nationality=USA nationality=GBR",
         "SECRET colour=red",
-        "SECRET  nationality=GBR",
     ],
 )
 def test_malformed_clearances_are_refused(text: str) -> None:

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from honmaru.core.clearances import Clearance, ceiling_permits, may_hold
@@ -29,6 +29,7 @@ from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.crypto.keyring import Keyring
 from honmaru.security.guard import Guard, Record
 from honmaru.security.identity import entities
+from honmaru.security.identity.credentials import AssumeRole, Credential, TemporaryCredential, refusal
 from honmaru.security.identity.directory import Directory, Principal
 from honmaru.security.identity.managed import managed_arn
 from honmaru.security.identity.tokens import OpenedToken, open_token, seal_token
@@ -38,41 +39,6 @@ from honmaru.security.policy.documents import merge_policies
 ADMIN = "admin"
 _BEARER_PREFIX = "honmaru-"
 _MIN_SESSION_S, _MAX_SESSION_S, _CHAINED_SESSION_S = 900, 129600, 3600
-
-
-@dataclass(frozen=True, slots=True)
-class Credential:
-    """What a request is signed with, and the session that it opens."""
-
-    access_key_id: str
-    secret_access_key: str = field(repr=False)
-    session: Session
-
-
-@dataclass(frozen=True, slots=True)
-class TemporaryCredential:
-    """What STS hands out."""
-
-    access_key_id: str
-    secret_access_key: str = field(repr=False)
-    session_token: str = field(repr=False)
-    expires: datetime
-    session: Session
-
-
-@dataclass(frozen=True, slots=True)
-class AssumeRole:
-    """A request to assume a role. `duration_s` None means AWS's default of an hour."""
-
-    role_arn: str
-    session_name: str
-    duration_s: int | None = None
-    tags: Mapping[str, str] = field(default_factory=dict)
-    transitive: frozenset[str] = frozenset()
-    policy: str | None = None
-    policy_arns: Sequence[str] = ()
-    external_id: str | None = None
-    source_identity: str | None = None
 
 
 class Identity:
@@ -538,22 +504,5 @@ class Identity:
         ]
 
 
-def refusal(session: Session, action: str, resource_arn: str, decision: Decision) -> str:
-    """AWS's words for a refused request."""
-    head = f"User: {session.principal_arn} is not authorized to perform: {action} on resource: {resource_arn}"
-    kinds = {
-        "identity": "identity-based policy",
-        "boundary": "permissions boundary",
-        "session": "session policy",
-    }
-    if decision.reason not in kinds:
-        return f"{head} because the resource is in another partition"
-    kind = kinds[decision.reason]
-    if decision.effect is Effect.EXPLICIT_DENY:
-        article = "an" if kind.startswith("i") else "a"
-        return f"{head} with an explicit deny in {article} {kind}"
-    return f"{head} because no {kind} allows the {action} action"
-
-
 def _unknown() -> AuthenticationFailed:
-    return AuthenticationFailed("The security token included in the request is invalid.", code="InvalidClientTokenId")
+    return AuthenticationFailed("The security token included in the request is invalid.")

@@ -47,7 +47,7 @@ class OpenedToken:
 
 
 def seal_token(keyring: Keyring, account: str, opened: OpenedToken) -> str:
-    """Session → token text (URL-safe base64)."""
+    """Session → token text (base64)."""
     session = opened.session
     content: dict[str, Any] = {name: getattr(session, name) for name in _TEXTS}
     content |= {
@@ -64,13 +64,14 @@ def seal_token(keyring: Keyring, account: str, opened: OpenedToken) -> str:
 
 def open_token(keyring: Keyring, account: str, token: str) -> OpenedToken:
     """Token text → session. Raises AuthenticationFailed; the caller checks expiry and that the principals remain."""
-    refused = AuthenticationFailed("The security token included in the request is invalid", code="InvalidClientTokenId")
+    refused = AuthenticationFailed("The security token included in the request is invalid")
     if len(token) > TOKEN_LIMIT:
         raise refused
     try:
-        content = orjson.loads(
-            keyring.open(account, BOTTOM.canonical, base64.b64decode(token, validate=True), _CONTEXT)
-        )
+        sealed = base64.b64decode(token, validate=True)
+        if base64.b64encode(sealed).decode() != token:  # base64 has spare bits at its end: one token has one text
+            raise refused
+        content = orjson.loads(keyring.open(account, BOTTOM.canonical, sealed, _CONTEXT))
     except (IntegrityFault, binascii.Error, ValueError):
         raise refused from None
     session = Session(
