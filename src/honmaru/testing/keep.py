@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
@@ -98,7 +99,7 @@ class Keep:
         self.directory.chmod(0o700)
         self.store = SqlRecordStore(self.url or f"sqlite:///{self.directory}/records.db")
         self.blob_store = ObstoreBlobStore(self.directory / "blobs")
-        self.keyring = Keyring(self.directory / "keys", self.ids.secret)
+        self.keyring = Keyring(self.directory / "keys", secrets.token_bytes)
         self.guard = Guard(self.store, self.blob_store, self.keyring, self.ledger, self.clock, self.ids)
 
     def call(

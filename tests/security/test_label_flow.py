@@ -1,0 +1,283 @@
+"""Non-interference: what a low session sees does not depend on what sessions that it does not dominate do.
+
+Random operations of several sessions run twice over the same start: once all of them, once without those of the
+sessions that the observer does not dominate. Everything the observer is shown (answers, lists, counts, errors, the
+bytes of objects) must be byte-identical. Time and ids are a function of each action alone, so nothing may differ.
+
+The sabotages remove one check each from the product, and the same search must then find a difference.
+Source: Goguen & Meseguer, "Security Policies and Security Models" (1982); SP 800-53 AC-4.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore import xform_name
+
+from honmaru.core.errors import HonmaruError
+from honmaru.core.sessions import Session
+from honmaru.security.calls import Call
+from honmaru.security.guard import Guard, GuardedRecords, Record
+from honmaru.services.s3 import bucket as bucket_module
+from honmaru.services.s3.bucket import BucketCommits
+from honmaru.services.s3.provider import S3
+from honmaru.testing.keep import Keep, Upload, session
+
+SESSIONS = [
+    session(marking, name=f"user{number}")
+    for number, marking in enumerate(
+        ("UNCLASSIFIED", "CONFIDENTIAL", "SECRET", "SECRET//SI", "SECRET//TK", "TOP SECRET//SI/TK")
+    )
+]
+BUCKETS, KEYS = ("bucket-1", "bucket-2"), ("a", "a/b", "d")
+ROUNDS = 300 if os.environ.get("HONMARU_LONG") == "1" else 8
+LENGTH = 80
+
+
+@dataclass(frozen=True)
+class Action:
+    """One operation of one session; `draw` fixes every choice that it makes."""
+
+    number: int
+    who: Session
+    draw: int
+
+
+def actions(seed: int) -> list[Action]:
+    chance = random.Random(seed)
+    return [Action(number, chance.choice(SESSIONS), chance.getrandbits(64)) for number in range(LENGTH)]
+
+
+class World:
+    """One keep, and what each session was shown in it."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True)
+        self.keep = Keep(directory)
+        self.s3 = S3(self.keep.ids, BucketCommits())
+        self.uploads: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        self.records: dict[str, list[Record]] = {}
+        self.s3.create_bucket(self.keep.call(SESSIONS[0], "CreateBucket"), {"Bucket": BUCKETS[0]})
+
+    def run(self, script: Sequence[Action], step: Callable[[World, Action], str]) -> dict[int, str]:
+        shown: dict[int, str] = {}
+        for action in script:
+            self.keep.clock.seconds = float(action.number)
+            self.keep.ids.reseed(f"action {action.number}")
+            try:
+                shown[action.number] = step(self, action)
+            except HonmaruError as fault:
+                shown[action.number] = repr((type(fault).__name__, fault.code, fault.message, fault.members))
+        self.keep.close()
+        return shown
+
+
+def first_difference(
+    directory: Path, script: Sequence[Action], observer: Session, step: Callable[[World, Action], str]
+) -> str | None:
+    """None when the observer is shown the same with and without the actions of sessions that it does not dominate."""
+    low = [action for action in script if observer.label.dominates(action.who.label)]
+    with_high = World(directory / "with").run(script, step)
+    without = World(directory / "without").run(low, step)
+    for action in low:
+        if action.who == observer and with_high[action.number] != without[action.number]:
+            return f"action {action.number}: {with_high[action.number]} != {without[action.number]}"
+    return None
+
+
+# The guard alone
+
+
+def guard_step(world: World, action: Action) -> str:
+    chance = random.Random(action.draw)
+    records = world.keep.guard.records(action.who, "x")
+    known = world.records.setdefault(action.who.principal_arn, [])
+    name = chance.choice("abc")
+    match chance.randrange(7):
+        case 0 | 1:
+            record = records.create("k", name, {"of": action.number}, chance.choice(["New", "Done"]))
+            known.append(record)
+            return repr(record)
+        case 2:
+            found = records.get("k", name)
+            known += [found] if found else []
+            return repr(found)
+        case 3:
+            return repr(records.list("k", prefix=chance.choice(["", "a"]), limit=chance.randrange(1, 4)))
+        case 4:
+            return repr(records.list("k", state=chance.choice(["New", "Done"])))
+        case 5 if known:
+            return repr(records.update(chance.choice(known), {"of": action.number}, chance.choice([None, "Done"])))
+        case _ if known:
+            return repr(records.delete(chance.choice(known)))
+    return ""
+
+
+# The S3 provider
+
+
+def s3_request(world: World, action: Action) -> tuple[str, dict[str, Any]]:
+    chance = random.Random(action.draw)
+    bucket, key = chance.choice(BUCKETS), chance.choice(KEYS)
+    place = {"Bucket": bucket, "Key": key}
+    own = world.uploads.get((action.who.principal_arn, bucket), [])
+    upload = (
+        dict(zip(("Key", "UploadId"), chance.choice(own), strict=True)) if own else {"Key": key, "UploadId": "none"}
+    )
+    content = Upload(f"{action.number} {'x' * chance.randrange(50)}".encode())
+    paging = chance.choice(
+        [{}, {"MaxKeys": 1}, {"Delimiter": "/"}, {"Prefix": "a"}, {"Delimiter": "/", "StartAfter": "a"}]
+    )
+    table: list[tuple[str, dict[str, Any]]] = [
+        ("CreateBucket", {"Bucket": bucket}),
+        ("CreateBucket", {"Bucket": bucket}),
+        ("DeleteBucket", {"Bucket": bucket}),
+        ("HeadBucket", {"Bucket": bucket}),
+        ("ListBuckets", {}),
+        ("PutObject", {**place, "Body": content}),
+        ("PutObject", {**place, "Body": content}),
+        ("PutObject", {**place, "Body": content, "IfNoneMatch": "*"}),
+        ("GetObject", place),
+        ("GetObject", {**place, "Range": "bytes=1-"}),
+        ("HeadObject", place),
+        ("DeleteObject", place),
+        ("DeleteObjects", {"Bucket": bucket, "Delete": {"Objects": [{"Key": key}, {"Key": "d"}]}}),
+        ("ListObjectsV2", {"Bucket": bucket, **paging}),
+        ("ListObjects", {"Bucket": bucket, "Delimiter": "/"}),
+        ("CopyObject", {**place, "CopySource": f"{chance.choice(BUCKETS)}/{chance.choice(KEYS)}"}),
+        ("PutObjectTagging", {**place, "Tagging": {"TagSet": [{"Key": "n", "Value": str(action.number)}]}}),
+        ("GetObjectTagging", place),
+        ("PutBucketTagging", {"Bucket": bucket, "Tagging": {"TagSet": [{"Key": "n", "Value": str(action.number)}]}}),
+        ("GetBucketTagging", {"Bucket": bucket}),
+        ("CreateMultipartUpload", place),
+        ("UploadPart", {"Bucket": bucket, **upload, "PartNumber": 1, "Body": content}),
+        ("ListParts", {"Bucket": bucket, **upload}),
+        ("ListMultipartUploads", {"Bucket": bucket}),
+        ("AbortMultipartUpload", {"Bucket": bucket, **upload}),
+    ]
+    return chance.choice(table)
+
+
+def s3_step(world: World, action: Action) -> str:
+    operation, request = s3_request(world, action)
+    call = world.keep.call(action.who, operation)
+    answer = dict(getattr(world.s3, xform_name(operation))(call, request))
+    if operation == "CreateMultipartUpload":
+        place = (action.who.principal_arn, request["Bucket"])
+        world.uploads.setdefault(place, []).append((request["Key"], answer["UploadId"]))
+    if "Body" in answer:
+        answer["Body"] = b"".join(answer["Body"])
+    return repr((operation, call.status, call.response_headers, answer))
+
+
+STEPS = {"guard": guard_step, "s3": s3_step}
+
+
+@pytest.mark.parametrize("over", STEPS)
+def test_what_a_session_sees_does_not_depend_on_sessions_it_does_not_dominate(tmp_path: Path, over: str) -> None:
+    for seed in range(ROUNDS):
+        observer = SESSIONS[seed % (len(SESSIONS) - 1)]
+        difference = first_difference(tmp_path / f"{over}{seed}", actions(seed), observer, STEPS[over])
+        assert difference is None, f"seed {seed}, observer {observer.label.banner}: {difference}"
+
+
+def test_the_random_actions_reach_every_operation_and_many_outcomes(tmp_path: Path) -> None:
+    """A search that only met errors would prove nothing."""
+    done: dict[str, int] = {}
+    for seed in range(10):
+        world = World(tmp_path / str(seed))
+        script = actions(seed)
+        shown = world.run(script, s3_step)
+        for action in script:
+            if shown[action.number].startswith("('"):
+                name = shown[action.number].split("'")[1]
+                done[name] = done.get(name, 0) + 1
+    for operation in (
+        "PutObject",
+        "GetObject",
+        "ListObjectsV2",
+        "DeleteObject",
+        "DeleteBucket",
+        "CopyObject",
+        "UploadPart",
+    ):
+        assert done.get(operation, 0) >= 1, done
+
+
+# Sabotage: each removes one check, and the search above must find it.
+
+
+def _every_label_is_visible(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Guard, "visible_labels", lambda self, _: self.all_labels())
+
+
+def _one_name_over_all_labels(patch: pytest.MonkeyPatch) -> None:
+    """No polyinstantiation: a create conflicts with an instance at any label."""
+    from honmaru.core.errors import Conflict
+
+    create = GuardedRecords.create
+
+    def checked(self: GuardedRecords, kind: str, name: str, body: Mapping[str, Any], state: str = "") -> Record:
+        if self._guard.rows(self._session.account, self._service, kind, name, self._guard.all_labels()):
+            raise Conflict(f"{kind} {name!r} already exists")
+        return create(self, kind, name, body, state)
+
+    patch.setattr(GuardedRecords, "create", checked)
+
+
+def _write_down(patch: pytest.MonkeyPatch) -> None:
+    """A session may change what it sees: a high session overwrites low records in place."""
+    commit = Guard.commit
+
+    def down(self: Guard, who: Session, account: str, label: Any, service: str, changes: Sequence[Any]) -> Any:
+        records = [change.record for change in changes if hasattr(change, "record")]
+        return commit(self, who, account, records[0].label if records else label, service, changes)
+
+    patch.setattr(GuardedRecords, "_check_own", lambda *_: None)
+    patch.setattr(Guard, "commit", down)
+
+
+def _count_everything_before_deleting_a_bucket(patch: pytest.MonkeyPatch) -> None:
+    """The classic leak: "not empty" because of objects that the session cannot see."""
+    delete = bucket_module.delete
+
+    def counting(call: Call, request: Mapping[str, Any], commits: BucketCommits) -> Any:
+        from honmaru.core.errors import Conflict
+
+        labels = call.guard.all_labels()
+        bucket_module.require(call.records, request)
+        if call.guard.page(call.session.account, "s3", "object", labels, f"{request['Bucket']}/", "", None, 1):
+            raise Conflict("The bucket you tried to delete is not empty", code="BucketNotEmpty")
+        return delete(call, request, commits)
+
+    patch.setattr(bucket_module, "delete", counting)
+
+
+SABOTAGES = {
+    "every label is visible": (_every_label_is_visible, "guard"),
+    "every label is visible (S3)": (_every_label_is_visible, "s3"),
+    "one name over all labels": (_one_name_over_all_labels, "guard"),
+    "write down": (_write_down, "guard"),
+    "deleting a bucket counts what is above": (_count_everything_before_deleting_a_bucket, "s3"),
+}
+
+
+@pytest.fixture(params=SABOTAGES)
+def sabotaged(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    sabotage, over = SABOTAGES[request.param]
+    sabotage(monkeypatch)
+    return over
+
+
+def test_the_search_finds_every_sabotage(tmp_path: Path, sabotaged: str) -> None:
+    for seed in range(200):
+        observer = SESSIONS[seed % (len(SESSIONS) - 1)]
+        if first_difference(tmp_path / str(seed), actions(seed), observer, STEPS[sabotaged]) is not None:
+            return
+    pytest.fail("200 random scripts did not find the missing check")
