@@ -129,8 +129,7 @@ def _string(shape: Mapping[str, Any]) -> Check | None:
             return
         length = len(value)
         if length < shortest:
-            _report(value, where, name, errors, shape,
-                    f"Member must have length greater than or equal to {shortest}")
+            _report(value, where, name, errors, shape, f"Member must have length greater than or equal to {shortest}")
             return
         if longest is not None and length > longest:
             _report(value, where, name, errors, shape, f"Member must have length less than or equal to {longest}")
@@ -139,8 +138,9 @@ def _string(shape: Mapping[str, Any]) -> Check | None:
             if not compiled:
                 compiled.append(python_pattern(pattern_text))
             if length > MAX_PATTERN_TEXT or compiled[0].fullmatch(value) is None:
-                _report(value, where, name, errors, shape,
-                        f"Member must satisfy regular expression pattern: {pattern_text}")
+                _report(
+                    value, where, name, errors, shape, f"Member must satisfy regular expression pattern: {pattern_text}"
+                )
 
     return run
 
@@ -155,11 +155,16 @@ def _length(shape: Mapping[str, Any]) -> Check | None:
         if not isinstance(value, bytes | list | dict):
             return  # a stream: its length is the service's to judge
         if len(value) < shortest:
-            _report(value, where, name, errors, shape,
-                    f"Member must have length greater than or equal to {shortest}")
+            _report(value, where, name, errors, shape, f"Member must have length greater than or equal to {shortest}")
         elif longest is not None and len(value) > longest:
-            _report(value if isinstance(value, list) else "…", where, name, errors, shape,
-                    f"Member must have length less than or equal to {longest}")
+            _report(
+                value if isinstance(value, list) else "…",
+                where,
+                name,
+                errors,
+                shape,
+                f"Member must have length less than or equal to {longest}",
+            )
 
     return run
 

@@ -21,6 +21,11 @@ PATTERNS: Mapping[tuple[str, str], tuple[str, str]] = {
 }
 """(service, shape) → (pattern, why)."""
 
+TYPES: Mapping[tuple[str, str], tuple[str, str]] = {
+    ("s3", "Expires"): ("timestamp", "botocore's own extras make it one; an HTTP date on the wire either way"),
+}
+"""(service, shape) → (type, why)."""
+
 UNROUTABLE: Mapping[tuple[str, str], str] = {
     ("s3", "ListDirectoryBuckets"): "same method and path as ListBuckets; real clients sign it for s3express",
 }
@@ -53,8 +58,11 @@ QUERY_EXTRAS: Mapping[str, frozenset[str]] = {
 }
 """Query parameters that clients send beside the modelled ones and that mean nothing to the operation."""
 
-SIGNED_QUERY = re.compile(r"X-Amz-(Algorithm|Credential|Date|Expires|SignedHeaders|Signature|Security-Token"
-                          r"|Content-Sha256|User-Agent)", re.IGNORECASE)
+SIGNED_QUERY = re.compile(
+    r"X-Amz-(Algorithm|Credential|Date|Expires|SignedHeaders|Signature|Security-Token"
+    r"|Content-Sha256|User-Agent)",
+    re.IGNORECASE,
+)
 """Query parameters of a presigned request."""
 
 _CATEGORY = re.compile(r"\\p\{(\w+)\}")
@@ -70,6 +78,9 @@ def correct(service: str, model: dict[str, Any]) -> dict[str, Any]:
     for (owner, shape), (pattern, _) in PATTERNS.items():
         if owner == service:
             shapes[shape]["pattern"] = pattern
+    for (owner, shape), (kind, _) in TYPES.items():
+        if owner == service:
+            shapes[shape]["type"] = kind
     for owner, operation in UNROUTABLE:
         if owner == service:
             model["operations"][operation]["unroutable"] = True

@@ -333,7 +333,9 @@ def _rest_body_writer(operation: Operation, json: bool) -> Callable[[Mapping[str
     if json:
         target = shape["members"][payload] if payload else None
         to_json = (
-            json_codec.writer(service, target) if target else json_codec.structure_writer(service, operation.name, shape)
+            json_codec.writer(service, target)
+            if target
+            else json_codec.structure_writer(service, operation.name, shape)
         )
 
         def write_json(result: Mapping[str, Any], answer: Answer) -> None:

@@ -208,7 +208,7 @@ def _map_reader(service: ServiceModel, shape: Mapping[str, Any], flattened: bool
     return read
 
 
-_ESCAPED = re.compile("[&<>\"\x00-\x1f\x7f\ufffe\uffff]")
+_ESCAPED = re.compile('[&<>"\x00-\x1f\x7f\ufffe\uffff]')
 _NAMED = {"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"}
 
 

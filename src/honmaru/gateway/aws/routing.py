@@ -153,9 +153,7 @@ class RestRouter:
         return None
 
 
-def _pick(
-    methods: Mapping[str, list[_Candidate]], method: str, query: Query, headers: Headers
-) -> _Candidate | None:
+def _pick(methods: Mapping[str, list[_Candidate]], method: str, query: Query, headers: Headers) -> _Candidate | None:
     for candidate in methods.get(method, ()):
         if candidate.fits(query, headers):
             return candidate

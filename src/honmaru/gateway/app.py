@@ -1,0 +1,309 @@
+"""The gateway as an ASGI application. Its `handlers`, read top to bottom, are the life of a request.
+
+Invariants:
+- The answer, and of a stream its first byte, leaves after the request's ledger entry is durable; the end of a stream
+  leaves after a second entry that states how it ended.
+- Every path ends in an entry, refusals and failures too. When the entry cannot be written the answer is a modelled
+  503 and carries nothing of the result.
+- An exception outside the error tree is logged here with its request id, and the caller learns nothing of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from honmaru.api.models import SERVICES, ServiceModels
+from honmaru.core.errors import LedgerUnavailable, RequestFault
+from honmaru.gateway.aws.faults import code_and_status, fault_body, message_of
+from honmaru.gateway.aws.wire import AwsWire
+from honmaru.gateway.exchange import Exchange, Receive, Scope, Send
+from honmaru.gateway.limits import Limits
+from honmaru.gateway.pipeline import AuditLog, Authority, Pipeline, gone
+from honmaru.gateway.streams import Pieces
+from honmaru.ports.runtime import Clock, Ids
+from honmaru.security.calls import Provider
+from honmaru.security.guard import Guard
+
+__all__ = ["Gateway", "Limits"]
+
+_LOG = logging.getLogger("honmaru.gateway")
+Handler = Callable[[Exchange], Awaitable[None] | None]
+
+
+class Gateway:
+    """The ASGI application of one enclave.
+
+    Args:
+        providers: The services; each declares its botocore name.
+        identity: Authenticates and decides (security.identity.Identity).
+        partition: Name of the partition, for the region that its global services are signed for.
+        cache: Directory for stripped service models.
+    Raises:
+        ConfigurationFault: A provider and the service model disagree; every disagreement is listed.
+    """
+
+    def __init__(
+        self,
+        *,
+        providers: Sequence[Provider],
+        identity: Authority,
+        guard: Guard,
+        ledger: AuditLog,
+        clock: Clock,
+        ids: Ids,
+        region: str,
+        partition: str,
+        limits: Limits,
+        cache: Path,
+    ) -> None:
+        self.models = ServiceModels(cache, SERVICES)
+        self.limits = limits
+        self._clock = clock
+        self._ids = ids
+        pipeline = self.pipeline = Pipeline(
+            models=self.models,
+            providers=providers,
+            identity=identity,
+            guard=guard,
+            ledger=ledger,
+            clock=clock,
+            ids=ids,
+            region=region,
+            limits=limits,
+        )
+        aws = AwsWire(pipeline, region=region, partition=partition)
+        self.handlers: tuple[Handler, ...] = (
+            aws.identify,  # which service, protocol, operation?
+            pipeline.admit,  # no audit, no answer
+            aws.claim,  # who says so? scope, clock, key, signature over the headers
+            aws.receive,  # the body, or the stream that will read it
+            aws.verify,  # the body is what was signed
+            aws.parse,  # members, checked against the service model
+            pipeline.check_label_tags,  # does the caller expect this label?
+            pipeline.authorize,  # IAM: may this principal do this on this resource?
+            pipeline.dispatch,  # the operation itself, behind the guard
+            aws.serialise,  # members → wire
+            self.record,  # the ledger entry is durable
+            self.send,  # only now does anything leave
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI. Serves http only; `GET /healthz` without credentials answers "ok" and nothing else."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await _lifespan(receive, send)
+            return
+        if scope["raw_path"] == b"/healthz" and _is_plain(scope):
+            await _plain(send, 200, b"ok\n")
+            return
+        exchange = Exchange(scope, receive, send, self._ids.uuid(), self._clock.now())
+        try:
+            for handler in self.handlers:
+                pending = handler(exchange)
+                if pending is not None:
+                    await pending
+        except Exception as error:
+            if exchange.started:
+                _LOG.error("request %s failed while it was answered: %s", exchange.request_id, type(error).__name__)
+                raise
+            await self._refuse(exchange, error)
+
+    def close(self) -> None:
+        """Waits for the running operations, then ends the worker threads."""
+        self.pipeline.close()
+
+    # The end of a good request
+
+    async def record(self, exchange: Exchange) -> None:
+        """The entry of the request; of a stream: that it begins."""
+        answer, operation = exchange.answer, exchange.operation
+        if answer is None or operation is None:
+            raise RuntimeError("record ran before serialise")
+        upload = exchange.upload
+        if upload is not None and answer.events is None:
+            if not upload.finished:
+                raise RuntimeError(f"{operation} answered before it had read its upload to the end")
+            exchange.request_digest = f"sha256:{upload.digest}"
+        details: Mapping[str, Any] = {}
+        if answer.chunks is not None or answer.events is not None:
+            pieces = exchange.pieces = Pieces(self.pipeline, operation.plan, answer)
+            body = await pieces.whole(answer.length)
+            if body is None:
+                details = {"stream": "begins"}
+            else:
+                answer.body = body
+                exchange.pieces = None
+        digest = None if exchange.pieces is not None else f"sha384:{hashlib.sha384(answer.body).hexdigest()}"
+        await self.pipeline.record(exchange, self.pipeline.event(exchange, response_digest=digest, details=details))
+
+    async def send(self, exchange: Exchange) -> None:
+        """Status, headers, body."""
+        answer = exchange.answer
+        if answer is None:
+            raise RuntimeError("send ran before serialise")
+        headers = self._headers(exchange, answer.headers)
+        if exchange.pieces is not None:
+            with self.pipeline.stream_slot():
+                await self._send_pieces(exchange, exchange.pieces, answer.status, headers)
+            return
+        bodiless = answer.status in (204, 304)
+        if not bodiless and not any(name == b"content-length" for name, _ in headers):
+            headers.append((b"content-length", str(len(answer.body)).encode()))
+        exchange.started = True
+        await exchange.send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        body = b"" if exchange.method == "HEAD" or bodiless else answer.body
+        await exchange.send({"type": "http.response.body", "body": body})
+
+    @staticmethod
+    def _headers(exchange: Exchange, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        request_id = exchange.request_id.encode()
+        if exchange.protocol == "rest-xml":
+            headers += ((b"x-amz-request-id", request_id), (b"x-amz-id-2", request_id))
+        else:
+            headers.append((b"x-amzn-requestid", request_id))
+        if exchange.session is not None:
+            headers.append((b"x-honmaru-label", exchange.session.label.banner.encode("ascii", "replace")))
+        return headers
+
+    async def _send_pieces(
+        self, exchange: Exchange, pieces: Pieces, status: int, headers: list[tuple[bytes, bytes]]
+    ) -> None:
+        """Sends a stream. Its completion entry is durable before its end leaves."""
+        task = _current_task()
+        watch = asyncio.ensure_future(gone(exchange)) if exchange.upload is None else None
+        drawing = True
+        if watch is not None:
+            watch.add_done_callback(lambda _: task.cancel() if drawing else None)
+        failure: Exception | None = None
+        client_gone = False
+        try:
+            await self._put(exchange, {"type": "http.response.start", "status": status, "headers": headers})
+            exchange.started = True
+            while (piece := await pieces.draw()) is not None:
+                await self._put(exchange, {"type": "http.response.body", "body": piece, "more_body": True})
+        except asyncio.CancelledError:
+            if watch is None or not watch.done() or task.uncancel() > 0:
+                raise
+            client_gone = True
+        except Exception as error:
+            failure = error
+        finally:
+            drawing = False
+            if watch is not None and not watch.done():
+                watch.cancel()
+            await pieces.close()
+        await self._end_pieces(exchange, pieces, failure, client_gone=client_gone)
+
+    async def _put(self, exchange: Exchange, message: dict[str, Any]) -> None:
+        """Sends one message. Raises TimeoutError when the client takes nothing."""
+        async with asyncio.timeout(self.limits.idle_s):
+            await exchange.send(message)
+
+    async def _end_pieces(
+        self, exchange: Exchange, pieces: Pieces, failure: Exception | None, *, client_gone: bool
+    ) -> None:
+        error = None
+        last = b""
+        if failure is not None:
+            self._log_unexpected(exchange, failure)
+            code, _ = code_and_status(failure, exchange.service, exchange.protocol)
+            error = (code, message_of(failure))
+            if pieces.events is not None:
+                last = pieces.events.fault(code, message_of(failure))
+        outcome = "client gone" if client_gone else "failed" if failure else "complete"
+        details = {"stream": outcome, "pieces": pieces.count, "bytes": pieces.size}
+        entry = self.pipeline.event(exchange, response_digest=pieces.digest, details=details, error=error)
+        await self.pipeline.record(exchange, entry)
+        if client_gone:
+            return
+        if failure is not None and pieces.events is None:
+            raise failure  # the server closes the connection: the client must not take this for the end
+        await self._put(exchange, {"type": "http.response.body", "body": last})
+
+    # The end of every other request
+
+    async def _refuse(self, exchange: Exchange, error: Exception) -> None:
+        self._log_unexpected(exchange, error)
+        if exchange.pieces is not None:
+            await exchange.pieces.close()
+        self.pipeline.refused(exchange, error)
+        try:
+            code, _ = code_and_status(error, exchange.service, exchange.protocol)
+            if not isinstance(error, LedgerUnavailable):
+                entry = self.pipeline.event(exchange, response_digest=None, error=(code, message_of(error)))
+                await self.pipeline.record(exchange, entry)
+        except LedgerUnavailable as unavailable:
+            error = unavailable
+        code, status, headers, body = fault_body(
+            error,
+            service=exchange.service,
+            protocol=exchange.protocol,
+            request_id=exchange.request_id,
+            resource=exchange.host_path.partition("?")[0],
+        )
+        headers = self._headers(exchange, headers)
+        if exchange.method == "HEAD" or status == 304:
+            body = b""
+        if status != 304:
+            headers.append((b"content-length", str(len(body)).encode()))
+        if _unread(exchange):
+            headers.append((b"connection", b"close"))
+        exchange.started = True
+        await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
+        await exchange.send({"type": "http.response.body", "body": body})
+
+    @staticmethod
+    def _log_unexpected(exchange: Exchange, error: Exception) -> None:
+        """Logs what is ours to fix: kinds and places only, because values may be above this log's label."""
+        if isinstance(error, RequestFault):
+            return
+        name = exchange.service.name if exchange.service else "unknown"
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        _LOG.error(
+            "request %s (%s:%s) failed: %s\n%s",
+            exchange.request_id,
+            name,
+            exchange.operation.name if exchange.operation else "unknown",
+            type(error).__name__,
+            frames,
+        )
+
+
+def _current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    if task is None:
+        raise RuntimeError("the gateway runs inside a task")
+    return task
+
+
+def _unread(exchange: Exchange) -> bool:
+    """True when bytes of the request may still be on their way."""
+    if exchange.upload is not None:
+        return not exchange.upload.finished
+    has_body = exchange.headers.get("content-length", "0") != "0" or "transfer-encoding" in exchange.headers
+    return has_body and exchange.request_digest is None
+
+
+def _is_plain(scope: Scope) -> bool:
+    names = {name for name, _ in scope["headers"]}
+    return scope["method"] == "GET" and b"authorization" not in names and not scope["query_string"]
+
+
+async def _plain(send: Send, status: int, body: bytes) -> None:
+    headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

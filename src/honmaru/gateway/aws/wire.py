@@ -1,0 +1,455 @@
+"""The AWS half of a request's life: identify → claim → receive → verify → parse, and serialise at the end.
+
+Invariants:
+- Nothing of a body is read for a caller whose claim is malformed, out of scope, out of date, or of an unknown key.
+- The whole body is covered: by its hash (computed here, never believed), by chunk signatures, or, for S3 over TLS or
+  with a presigned URL only, explicitly by nothing.
+- Whoever is not authenticated learns neither whether an operation nor whether a resource exists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from honmaru.api import query_codec
+from honmaru.api.misreads import Misread
+from honmaru.api.models import Operation, ServiceModel
+from honmaru.api.plans import WireRequest
+from honmaru.core.errors import AccessDenied, NotFound, ValidationFault
+from honmaru.core.sessions import Session
+from honmaru.gateway.aws import payloads, signatures
+from honmaru.gateway.aws.routing import ServiceRouter
+from honmaru.gateway.aws.signatures import SignatureFault
+from honmaru.gateway.exchange import Exchange
+from honmaru.gateway.pipeline import Pipeline
+from honmaru.gateway.uploads import Pull, Upload, limited
+
+_GLOBAL_REGION = {"aws-us-gov": "us-gov-west-1", "aws-iso": "us-iso-east-1", "aws-iso-b": "us-isob-east-1"}
+"""Where clients of a partition sign for its global services (botocore endpoints of iam)."""
+
+_GLOBAL_SERVICES = frozenset({"iam", "sts"})
+_SINGLE = frozenset({"host", "authorization", "content-type", "content-length", "content-encoding"})
+_HEX64 = re.compile(r"[0-9a-f]{64}")
+
+
+class AwsWire:
+    """See the module."""
+
+    def __init__(self, pipeline: Pipeline, *, region: str, partition: str) -> None:
+        self._pipeline = pipeline
+        self._router = ServiceRouter(pipeline.models)
+        self._keys = signatures.SigningKeys()
+        own = frozenset({region})
+        self._regions = {
+            name: own | {_GLOBAL_REGION.get(partition, region)} if name in _GLOBAL_SERVICES else own
+            for name in (service.name for service in pipeline.models)
+        }
+
+    # Which service and operation?
+
+    def identify(self, exchange: Exchange) -> None:
+        """Headers, query string, service, protocol and (but for forms) operation. Raises a RequestFault only for
+        what cannot be read at all; an unknown operation is remembered until the caller is known."""
+        self._read_headers(exchange)
+        exchange.protocol = _likely_protocol(exchange.headers)
+        try:
+            exchange.query = _query(exchange.raw_query)
+        except Misread as misread:
+            raise ValidationFault(f"The query string is malformed: {misread.message}") from None
+        bearer = signatures.bearer_token(exchange.headers) is not None
+        if not bearer:
+            exchange.claim = signatures.read_claim(exchange.headers, exchange.query)
+        service = self._service(exchange, bearer=bearer)
+        if service is None:
+            return
+        exchange.service = service
+        exchange.protocol = service.protocol
+        self._find_operation(exchange, service)
+
+    @staticmethod
+    def _read_headers(exchange: Exchange) -> None:
+        headers = exchange.headers
+        for raw_name, raw_value in exchange.scope["headers"]:
+            name = raw_name.decode("latin-1")
+            value = raw_value.decode("latin-1")
+            if name in headers:
+                if name in _SINGLE or name.startswith("x-amz-"):
+                    raise ValidationFault(f"The header {name[:64]} was sent twice", code="InvalidRequest")
+                value = f"{headers[name]},{value}"
+            headers[name] = value
+
+    def _service(self, exchange: Exchange, *, bearer: bool) -> ServiceModel | None:
+        query = exchange.query
+        route = (exchange.method, exchange.raw_path, query, exchange.headers)
+        if exchange.claim is not None:
+            scoped = exchange.claim.service
+            service = self._router.by_scope(scoped, *route)
+            if service is None:
+                exchange.routing_fault = NotFound(
+                    f"Service '{scoped}' is not carried by this enclave", code="UnknownServiceException"
+                )
+            return service
+        service = self._router.by_request(*route, bearer=bearer)
+        if service is None:
+            exchange.routing_fault = NotFound(
+                "No service of this enclave matches the request", code="UnknownServiceException"
+            )
+        return service
+
+    def _find_operation(self, exchange: Exchange, service: ServiceModel) -> None:
+        if service.protocol == "json":
+            target = exchange.headers.get("x-amz-target", "")
+            prefix, _, name = target.rpartition(".")
+            operation = service.operations.get(name) if prefix == service.target_prefix else None
+            if operation is None:
+                exchange.operation_name = name[:128] or "Unknown"
+                exchange.routing_fault = ValidationFault(
+                    f"The operation '{target[:128]}' is not one of {service.name}", code="UnknownOperationException"
+                )
+            self._found(exchange, operation)
+        elif service.protocol == "query":
+            action = exchange.query.get("Action")
+            if action and exchange.method == "GET":
+                self._found(exchange, self._action(exchange, service, action[0]))
+        else:
+            path = exchange.raw_path
+            if service.name == "s3":
+                path = self._router.bucket_path(path, exchange.headers.get("host", ""))
+                exchange.host_path = path
+            try:
+                found = self._router.rest[service.name].match(exchange.method, path, exchange.query, exchange.headers)
+            except Misread:
+                found = None
+            if found is None:
+                exchange.routing_fault = _no_route(exchange, service)
+                return
+            operation, exchange.labels = found
+            self._found(exchange, operation)
+
+    @staticmethod
+    def _found(exchange: Exchange, operation: Operation | None) -> None:
+        exchange.operation = operation
+        if operation is not None:
+            exchange.operation_name = operation.name
+
+    @staticmethod
+    def _action(exchange: Exchange, service: ServiceModel, action: str) -> Operation | None:
+        operation = service.operations.get(action)
+        if operation is None:
+            exchange.operation_name = action[:128]
+            exchange.routing_fault = ValidationFault(
+                f"Could not find operation {action[:128]} for version {service.api_version}", code="InvalidAction"
+            )
+        return operation
+
+    # Who calls?
+
+    def claim(self, exchange: Exchange) -> None:
+        """Everything about the caller that does not need the body. Raises AuthenticationFailed."""
+        token = signatures.bearer_token(exchange.headers)
+        if token is not None:
+            self._bearer(exchange, token)
+            return
+        claim = exchange.claim
+        if claim is None:
+            raise SignatureFault("missing", "Request is missing Authentication Token")
+        service = exchange.service
+        regions = self._regions[service.name] if service else frozenset({self._pipeline.region})
+        signatures.check_claim(claim, now=exchange.at, regions=regions, headers=exchange.headers)
+        credential = self._pipeline.identity.credential(claim.access_key_id, claim.token)
+        exchange.signing_key = self._keys.key(credential.secret_access_key, claim.date, claim.region, claim.service)
+        stated = exchange.headers.get("x-amz-content-sha256")
+        if stated is None and claim.expires_s is not None and claim.service == "s3":
+            stated = signatures.UNSIGNED_PAYLOAD
+        if stated is not None:
+            self._check_form(exchange, stated)
+            exchange.expected_hash = stated
+            self._verify(exchange, stated)
+        elif exchange.operation is not None and exchange.operation.streams_input:
+            raise ValidationFault(
+                "Missing required header for this request: x-amz-content-sha256", code="InvalidRequest"
+            )
+        if stated is None:
+            exchange.candidate = credential.session
+        else:
+            exchange.session = self._present(exchange, credential.session)
+
+    def _bearer(self, exchange: Exchange, token: str) -> None:
+        service = exchange.service
+        if service is None or not service.bearer:
+            raise SignatureFault("malformed", "Bearer tokens are accepted by bedrock and bedrock-runtime only")
+        exchange.session = self._present(exchange, self._pipeline.identity.bearer(token))
+
+    @staticmethod
+    def _present(exchange: Exchange, session: Session) -> Session:
+        return replace(
+            session,
+            source_ip=exchange.client,
+            user_agent=exchange.headers.get("user-agent", "")[:512],
+            secure_transport=exchange.secure,
+        )
+
+    @staticmethod
+    def _check_form(exchange: Exchange, stated: str) -> None:
+        """Raises when the payload form is unknown or not allowed here."""
+        if _HEX64.fullmatch(stated):
+            return
+        service = exchange.service
+        operation = exchange.operation
+        s3 = service is not None and service.name == "s3"
+        if s3 and stated == signatures.UNSIGNED_PAYLOAD:
+            if exchange.secure or (exchange.claim is not None and exchange.claim.expires_s is not None):
+                return
+            raise SignatureFault(
+                "headers", "UNSIGNED-PAYLOAD is accepted over TLS only: sign the payload, or use https"
+            )
+        if s3 and stated in payloads.STREAMING:
+            if operation is None or not operation.streams_input:
+                raise ValidationFault(f"{stated} is not supported for this operation", code="InvalidRequest")
+            if stated == payloads.UNSIGNED_TRAILER and not exchange.secure:
+                raise SignatureFault("headers", f"{stated} is accepted over TLS only: sign the chunks, or use https")
+            return
+        raise ValidationFault(
+            "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, a STREAMING form, or a valid sha256 value"
+            if s3
+            else "x-amz-content-sha256 must be a valid sha256 value",
+            code="InvalidRequest" if s3 else None,
+        )
+
+    @staticmethod
+    def _verify(exchange: Exchange, payload_hash: str) -> None:
+        if exchange.claim is None:
+            raise SignatureFault("missing", "Request is missing Authentication Token")
+        signatures.verify(
+            exchange.claim,
+            exchange.signing_key,
+            method=exchange.method,
+            raw_path=exchange.raw_path,
+            raw_query=exchange.raw_query,
+            headers=exchange.headers,
+            payload_hash=payload_hash,
+        )
+
+    # The body
+
+    async def receive(self, exchange: Exchange) -> None:
+        """Reads the body, or makes the Upload through which the operation will. Raises a RequestFault."""
+        operation = exchange.operation
+        headers = exchange.headers
+        declared = _content_length(headers)
+        if operation is not None and operation.streams_input:
+            if exchange.session is not None:
+                self._open_upload(exchange, declared)
+            return
+        limits = self._pipeline.limits
+        runtime = exchange.service is not None and exchange.service.name == "bedrock-runtime"
+        limit = limits.invoke_bytes if runtime else limits.body_bytes
+        if declared is not None and declared > limit:
+            raise _too_large(exchange, limit)
+        if declared == 0 or (declared is None and "transfer-encoding" not in headers):
+            body = b""
+        else:
+            body = await self._whole_body(exchange, limit)
+        exchange.body = body
+        digest = hashlib.sha256(body).hexdigest() if body else signatures.EMPTY_SHA256
+        exchange.request_digest = f"sha256:{digest}"
+
+    async def _whole_body(self, exchange: Exchange, limit: int) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self._pipeline.limits.body_s):
+                while True:
+                    message = await exchange.receive()
+                    if message["type"] != "http.request":
+                        raise ValidationFault(
+                            "The client closed the connection inside the body", code=_incomplete(exchange)
+                        )
+                    piece = message.get("body", b"")
+                    size += len(piece)
+                    if size > limit:
+                        raise _too_large(exchange, limit)
+                    if not message.get("more_body"):
+                        if not pieces:
+                            return bytes(piece)
+                        pieces.append(piece)
+                        return b"".join(pieces)
+                    pieces.append(piece)
+        except TimeoutError:
+            raise _too_slow(exchange) from None
+
+    def _open_upload(self, exchange: Exchange, declared: int | None) -> None:
+        headers = exchange.headers
+        limit = self._pipeline.limits.upload_bytes
+        stated = exchange.expected_hash
+        payload: payloads.Payload
+        if stated is not None and stated in payloads.STREAMING and exchange.claim is not None:
+            decoded = headers.get("x-amz-decoded-content-length", "")
+            if not decoded.isascii() or not decoded.isdigit() or len(decoded) > 15:
+                raise ValidationFault(
+                    "You must provide the x-amz-decoded-content-length header", code="MissingContentLength"
+                )
+            length: int | None = int(decoded)
+            names = frozenset(
+                name.strip().lower() for name in headers.get("x-amz-trailer", "").split(",") if name.strip()
+            )
+            payload = payloads.ChunkedPayload(
+                stated, length=int(decoded), trailer_names=names, claim=exchange.claim, key=exchange.signing_key
+            )
+        else:
+            if declared is None and "transfer-encoding" not in headers:
+                declared = 0
+            length = declared
+            expected = stated if stated is not None and stated != signatures.UNSIGNED_PAYLOAD else None
+            payload = payloads.PlainPayload(length, expected)
+        if length is not None and length > limit:
+            raise _too_large(exchange, limit)
+        pull = limited(self._pull(exchange), limit + (limit >> 4) + (1 << 20), "EntityTooLarge")
+        exchange.upload = Upload(pull, payload, length, asyncio.get_running_loop())
+
+    def _pull(self, exchange: Exchange) -> Pull:
+        idle_s = self._pipeline.limits.idle_s
+        ended = False
+
+        async def pull() -> bytes:
+            nonlocal ended
+            while not ended:
+                try:
+                    async with asyncio.timeout(idle_s):
+                        message = await exchange.receive()
+                except TimeoutError:
+                    raise _too_slow(exchange) from None
+                if message["type"] != "http.request":
+                    raise ValidationFault("The client closed the connection inside the body", code="IncompleteBody")
+                ended = not message.get("more_body")
+                piece: bytes = message.get("body", b"")
+                if piece:
+                    return piece
+            return b""
+
+        return pull
+
+    def verify(self, exchange: Exchange) -> None:
+        """The signature over the body's hash, where `claim` could not verify it yet. Raises AuthenticationFailed."""
+        digest = (exchange.request_digest or "").removeprefix("sha256:")
+        if exchange.candidate is not None:
+            self._verify(exchange, digest)
+            exchange.session = self._present(exchange, exchange.candidate)
+        elif (
+            exchange.upload is None
+            and exchange.expected_hash not in (None, signatures.UNSIGNED_PAYLOAD)
+            and digest != exchange.expected_hash
+        ):
+            raise SignatureFault(
+                "payload", "The provided 'x-amz-content-sha256' header does not match what was computed."
+            )
+
+    # What is asked?
+
+    def parse(self, exchange: Exchange) -> None:
+        """Members of the operation, checked against the model. Raises ValidationFault."""
+        if exchange.operation is None and exchange.service is not None and exchange.service.protocol == "query":
+            self._form_operation(exchange, exchange.service)
+        if exchange.routing_fault is not None:
+            raise exchange.routing_fault
+        operation = exchange.operation
+        if operation is None:
+            raise ValidationFault("The request names no operation", code="InvalidAction")
+        plan = operation.plan
+        members = plan.read(
+            WireRequest(exchange.query, exchange.headers, exchange.labels, exchange.body, exchange.upload)
+        )
+        plan.check(members)
+        exchange.members = members
+        owner = members.get("ExpectedBucketOwner") if operation.service.name == "s3" else None
+        if owner is not None and exchange.session is not None and owner != exchange.session.account:
+            raise AccessDenied("Access Denied: the bucket is not owned by the expected account", code="AccessDenied")
+
+    def _form_operation(self, exchange: Exchange, service: ServiceModel) -> None:
+        try:
+            fields = query_codec.fields(exchange.body)
+        except Misread as misread:
+            raise ValidationFault(misread.message, code="MalformedInput") from None
+        action = fields.get("Action")
+        if action is None:
+            raise ValidationFault("Missing Action: the form must name an operation", code="MissingAction")
+        version = fields.get("Version")
+        if version is not None and version != service.api_version:
+            raise ValidationFault(
+                f"Could not find operation {action[:128]} for version {version[:32]}", code="InvalidAction"
+            )
+        self._found(exchange, self._action(exchange, service, action))
+
+    def serialise(self, exchange: Exchange) -> None:
+        """The answer, from the result."""
+        operation = exchange.operation
+        call = exchange.call
+        if operation is None or call is None:
+            raise RuntimeError("nothing was dispatched")
+        answer = operation.plan.write(exchange.result, exchange.request_id)
+        if call.status is not None:
+            answer.status = call.status
+        for name, value in call.response_headers.items():
+            answer.headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+        exchange.answer = answer
+
+
+def _likely_protocol(headers: Mapping[str, str]) -> str:
+    """The protocol in which to answer a request whose service is not known."""
+    content_type = headers.get("content-type", "")
+    if "x-amz-target" in headers or content_type.startswith("application/x-amz-json"):
+        return "json"
+    if content_type.startswith("application/x-www-form-urlencoded"):
+        return "query"
+    if content_type.startswith("application/json") or headers.get("authorization", "")[:6].lower() == "bearer":
+        return "rest-json"
+    return "rest-xml"
+
+
+def _query(raw: str) -> dict[str, list[str]]:
+    out: dict[str, list[str]] = {}
+    if raw:
+        for part in raw.encode("latin-1").split(b"&"):
+            name, _, value = part.partition(b"=")
+            if name:
+                out.setdefault(query_codec.decode(name), []).append(query_codec.decode(value))
+    return out
+
+
+def _no_route(exchange: Exchange, service: ServiceModel) -> Exception:
+    if service.name == "s3":
+        return ValidationFault("The specified method is not allowed against this resource.", code="MethodNotAllowed")
+    return NotFound(
+        f"No operation of {service.name} has {exchange.method} and this path", code="UnknownOperationException"
+    )
+
+
+def _content_length(headers: Mapping[str, str]) -> int | None:
+    text = headers.get("content-length")
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise ValidationFault("Content-Length must be a number", code="InvalidRequest")
+    return int(text)
+
+
+def _incomplete(exchange: Exchange) -> str | None:
+    return "IncompleteBody" if exchange.protocol == "rest-xml" else None
+
+
+def _too_large(exchange: Exchange, limit: int) -> ValidationFault:
+    code = {"rest-xml": "EntityTooLarge", "query": "RequestEntityTooLarge"}.get(
+        exchange.protocol, "RequestEntityTooLargeException"
+    )
+    return ValidationFault(f"The request body exceeds the maximum allowed size of {limit} bytes", code=code)
+
+
+def _too_slow(exchange: Exchange) -> ValidationFault:
+    code = "RequestTimeout" if exchange.protocol in ("rest-xml", "query") else "RequestTimeoutException"
+    return ValidationFault(
+        "Your socket connection to the server was not read from or written to within the timeout period.", code=code
+    )

@@ -1,0 +1,111 @@
+"""One request and its answer on their way through the handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from honmaru.api.models import Operation, ServiceModel
+from honmaru.api.plans import Answer
+from honmaru.core.sessions import Session
+from honmaru.gateway.uploads import Upload
+from honmaru.security.calls import Call
+
+if TYPE_CHECKING:
+    from honmaru.gateway.aws.signatures import Claim
+    from honmaru.gateway.streams import Pieces
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Exchange:
+    """What the handlers know so far. Wire handlers fill in the upper half, the pipeline's the lower one.
+
+    The pipeline (label tags, IAM, dispatch, record) reads only `session`, `service`, `operation` and `members`, so
+    another wire can share it.
+    """
+
+    __slots__ = (
+        "answer",
+        "at",
+        "body",
+        "call",
+        "candidate",
+        "claim",
+        "client",
+        "decision",
+        "error",
+        "expected_hash",
+        "headers",
+        "host_path",
+        "labels",
+        "members",
+        "method",
+        "operation",
+        "operation_name",
+        "pieces",
+        "protocol",
+        "query",
+        "raw_path",
+        "raw_query",
+        "receive",
+        "request_digest",
+        "request_id",
+        "result",
+        "routing_fault",
+        "scope",
+        "secure",
+        "send",
+        "service",
+        "session",
+        "signing_key",
+        "started",
+        "upload",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str, at: datetime) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.request_id = request_id
+        self.at = at
+        self.method: str = scope["method"]
+        self.raw_path: str = scope["raw_path"].decode("latin-1")
+        self.raw_query: str = scope["query_string"].decode("latin-1")
+        self.secure: bool = scope.get("scheme") == "https"
+        client = scope.get("client")
+        self.client: str | None = client[0] if client else None
+        self.headers: dict[str, str] = {}
+        self.query: Mapping[str, list[str]] = {}
+        self.host_path = self.raw_path
+
+        self.service: ServiceModel | None = None
+        self.protocol = "rest-xml"
+        self.operation: Operation | None = None
+        self.operation_name = "Unknown"
+        self.routing_fault: Exception | None = None
+        """Why no operation was found; raised once the caller is known."""
+        self.labels: Mapping[str, str] = {}
+        self.claim: Claim | None = None
+        self.signing_key = b""
+        self.expected_hash: str | None = None
+        self.candidate: Session | None = None
+        """The session of the claimed key, until the signature has been verified."""
+        self.body = b""
+        self.upload: Upload | None = None
+        self.request_digest: str | None = None
+
+        self.session: Session | None = None
+        self.members: dict[str, Any] = {}
+        self.call: Call | None = None
+        self.pieces: Pieces | None = None
+        """The rest of an answer that is sent while it is made."""
+        self.result: Mapping[str, Any] | None = None
+        self.decision = "refused"
+        """For the ledger: "allow", "deny" (policy), "refused" (before policy was asked)."""
+        self.answer: Answer | None = None
+        self.error: BaseException | None = None
+        self.started = False

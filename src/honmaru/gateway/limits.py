@@ -1,0 +1,35 @@
+"""Every limit of the gateway, with its unit in its name. Defaults suit one machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may take. Beyond a limit the answer is a modelled error, or the connection is closed where
+    nothing can be answered (headers too large or too slow)."""
+
+    body_bytes: int = 10 << 20
+    """Bodies of json, query, rest-json and XML requests."""
+    invoke_bytes: int = 25 << 20
+    """Bodies of bedrock-runtime."""
+    upload_bytes: int = 5 << 30
+    """Streamed uploads (S3 objects and parts), decoded."""
+    header_bytes: int = 64 << 10
+    headers: int = 128
+    url_bytes: int = 16 << 10
+    header_s: float = 10.0
+    """From the first byte of a request, or the opening of a connection, to the end of the headers."""
+    body_s: float = 60.0
+    """For the whole body of a request that is not a streamed upload."""
+    idle_s: float = 30.0
+    """Between two pieces of a streamed upload, and for the client to take a piece of an answer."""
+    keep_alive_s: int = 75
+    connections: int = 1024
+    workers: int = 16
+    """Threads that run operations."""
+    queued: int = 256
+    """Operations that wait for a thread, beyond which requests are refused as throttled."""
+    streams: int = 256
+    """Event streams and asynchronous operations at once."""

@@ -1,0 +1,278 @@
+"""The part of a request's life that no wire can change: admit → label tags → authorize → dispatch → record.
+
+Invariants:
+- Nothing is dispatched that IAM did not allow, and nothing is answered whose ledger entry is not durable.
+- A request is refused while the ledger cannot be written (no audit, no answer).
+- Refusals leave an entry too: in the log of the session's label, or of the lowest label when nobody was authenticated.
+
+Not here: bytes of any wire (gateway/aws and its siblings fill an Exchange and serialise its result).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+from honmaru.api.models import Operation, ServiceModels
+from honmaru.api.names import method_name
+from honmaru.core.errors import (
+    AccessDenied,
+    ConfigurationFault,
+    HonmaruError,
+    LedgerUnavailable,
+    NotImplementedYet,
+    Throttled,
+)
+from honmaru.core.labels import BOTTOM, Label
+from honmaru.core.sessions import Session
+from honmaru.gateway.exchange import Exchange
+from honmaru.gateway.label_tags import check_stated_labels
+from honmaru.gateway.limits import Limits
+from honmaru.gateway.permissions import Question, questions, target_problems
+from honmaru.ports.runtime import Clock, Ids
+from honmaru.security.calls import Call, Provider
+from honmaru.security.guard import Guard
+from honmaru.security.ledger.entries import api_call
+
+
+class AuditLog(Protocol):
+    """What the gateway needs of the ledger."""
+
+    @property
+    def writable(self) -> bool: ...
+
+    def append(self, label: Label, entry: Mapping[str, Any]) -> Future[Any]: ...
+
+
+class Authority(Protocol):
+    """What the gateway needs of the identity."""
+
+    @property
+    def account(self) -> str: ...
+
+    def credential(self, access_key_id: str, session_token: str | None) -> Any: ...
+
+    def bearer(self, token: str) -> Session: ...
+
+    def require(self, session: Session, action: str, resource_arn: str, context: Mapping[str, Any]) -> None: ...
+
+
+_T = TypeVar("_T")
+_Method = Callable[[Call, Mapping[str, Any]], Any]
+
+
+class _Bound:
+    """A written operation: its method, whether it is asynchronous, and what it asks of IAM."""
+
+    __slots__ = ("asynchronous", "context", "method", "questions")
+
+    def __init__(self, provider: Provider, operation: Operation, method: _Method) -> None:
+        self.method = method
+        self.asynchronous = inspect.iscoroutinefunction(method)
+        self.questions: tuple[Question, ...] = questions(provider, operation)
+        self.context = provider.context
+
+
+class Pipeline:
+    """See the module. One instance per enclave, shared by all wires."""
+
+    def __init__(
+        self,
+        *,
+        models: ServiceModels,
+        providers: Sequence[Provider],
+        identity: Authority,
+        guard: Guard,
+        ledger: AuditLog,
+        clock: Clock,
+        ids: Ids,
+        region: str,
+        limits: Limits,
+    ) -> None:
+        """Raises ConfigurationFault that lists every mistake of the providers."""
+        self.models = models
+        self.identity = identity
+        self.guard = guard
+        self.ledger = ledger
+        self.clock = clock
+        self.ids = ids
+        self.region = region
+        self.limits = limits
+        self.pool = ThreadPoolExecutor(limits.workers, thread_name_prefix="operation")
+        self._waiting = 0
+        self._streams = 0
+        self._bound: dict[Operation, _Bound] = {}
+        problems = []
+        for provider in providers:
+            service = models[provider.service]
+            problems += target_problems(provider, service.operations)
+            for operation in service.operations.values():
+                method = getattr(provider, method_name(operation.name), None)
+                if method is not None:
+                    self._bound[operation] = _Bound(provider, operation, method)
+        if problems:
+            raise ConfigurationFault(problems)
+
+    def admit(self, _exchange: Exchange) -> None:
+        """Raises LedgerUnavailable while the ledger cannot be written."""
+        if not self.ledger.writable:
+            raise LedgerUnavailable("The audit ledger cannot be written. Requests are refused until it can.")
+
+    def check_label_tags(self, exchange: Exchange) -> None:
+        """Raises ValidationFault when the request states another label than the session's."""
+        if exchange.operation is not None and exchange.session is not None:
+            check_stated_labels(exchange.operation.plan, exchange.members, exchange.session)
+
+    def authorize(self, exchange: Exchange) -> None:
+        """Asks IAM everything that the operation asks. Raises AccessDenied, NotImplementedYet."""
+        operation = _known(exchange.operation)
+        session = _known(exchange.session)
+        bound = self._bound.get(operation)
+        if bound is None:
+            raise NotImplementedYet(
+                f"Operation {operation.name} of service {operation.service.name} is not implemented in this version "
+                "of honmaru; nothing was done"
+            )
+        context = bound.context(operation.name, exchange.members)
+        for action, resource in bound.questions:
+            arn = resource(session, exchange.members)
+            self.identity.require(session, action, arn, context)
+        exchange.decision = "allow"
+
+    async def dispatch(self, exchange: Exchange) -> None:
+        """Runs the operation: asynchronous ones on the loop, all others in a worker thread. Raises what it raises."""
+        operation = _known(exchange.operation)
+        bound = self._bound[operation]
+        members = exchange.members
+        for token in operation.plan.tokens:
+            if token not in members:
+                members[token] = self.ids.uuid()
+        call = exchange.call = Call(
+            session=_known(exchange.session),
+            service=operation.service.name,
+            operation=operation.name,
+            request_id=exchange.request_id,
+            now=exchange.at,
+            guard=self.guard,
+            headers=exchange.headers,
+            query={name: values[0] for name, values in exchange.query.items()},
+            authorizer=self.identity.require,
+        )
+        if bound.asynchronous:
+            with self.stream_slot():
+                exchange.result = await _or_disconnect(exchange, bound.method(call, members))
+        else:
+            exchange.result = await self.in_worker(functools.partial(bound.method, call, members))
+
+    async def in_worker(self, work: Callable[[], Any]) -> Any:
+        """Runs blocking work in a worker thread. Raises Throttled when too much waits already."""
+        if self._waiting >= self.limits.workers + self.limits.queued:
+            raise Throttled("Please reduce your request rate.")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+        finally:
+            self._waiting -= 1
+
+    def stream_slot(self) -> _Slot:
+        """A place among the concurrent streams, for a `with` block. Raises Throttled."""
+        return _Slot(self)
+
+    def event(
+        self,
+        exchange: Exchange,
+        *,
+        response_digest: str | None,
+        details: Mapping[str, Any] | None = None,
+        error: tuple[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """The ledger entry of an exchange. `error` is (code, message)."""
+        call = exchange.call
+        service = exchange.service
+        operation = exchange.operation
+        return api_call(
+            event_id=self.ids.uuid(),
+            session=exchange.session,
+            service=service.name if service else "unknown",
+            event_source=service.event_source if service else "unknown.amazonaws.com",
+            operation=exchange.operation_name,
+            request_id=exchange.request_id,
+            at=self.clock.now(),
+            decision=exchange.decision,
+            error_code=error[0] if error else None,
+            error_message=error[1] if error else None,
+            resources=call.resources if call else (),
+            request_digest=exchange.request_digest,
+            response_digest=response_digest,
+            details={**(call.details if call else {}), **(details or {})},
+            source_ip=exchange.client,
+            user_agent=exchange.headers.get("user-agent", ""),
+            region=self.region,
+            account=exchange.session.account if exchange.session else self.identity.account,
+            read_only=operation.read_only if operation else True,
+        )
+
+    async def record(self, exchange: Exchange, entry: Mapping[str, Any]) -> None:
+        """Appends an entry; returns once it is durable. Raises LedgerUnavailable."""
+        label = exchange.session.label if exchange.session else BOTTOM
+        await asyncio.wrap_future(self.ledger.append(label, entry))
+
+    def refused(self, exchange: Exchange, error: BaseException) -> None:
+        """Notes on the exchange what kind of refusal an error is, for the entry."""
+        exchange.error = error
+        if isinstance(error, AccessDenied):
+            exchange.decision = "deny"
+
+    def close(self) -> None:
+        """Waits for the running operations."""
+        self.pool.shutdown(wait=True)
+
+
+class _Slot:
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def __enter__(self) -> None:
+        if self._pipeline._streams >= self._pipeline.limits.streams:
+            raise Throttled("Please reduce your request rate.")
+        self._pipeline._streams += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._pipeline._streams -= 1
+
+
+class ClientGone(HonmaruError):
+    """The client closed the connection while its operation ran; the operation was cancelled."""
+
+
+async def _or_disconnect(exchange: Exchange, work: Awaitable[Any]) -> Any:
+    """The result of `work`, cancelled when the client closes the connection first (raises ClientGone)."""
+    if exchange.upload is not None:
+        return await work
+    task = asyncio.ensure_future(work)
+    watch = asyncio.ensure_future(gone(exchange))
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ClientGone("The client closed the connection")
+    finally:
+        for other in (task, watch):
+            if not other.done():
+                other.cancel()
+
+
+async def gone(exchange: Exchange) -> None:
+    """Returns when the client has closed the connection."""
+    while (await exchange.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _known(value: _T | None) -> _T:
+    if value is None:
+        raise RuntimeError("a handler ran before the one that it depends on")
+    return value
