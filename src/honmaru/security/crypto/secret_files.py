@@ -73,25 +73,27 @@ def sync_directory(path: Path) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ConfigurationFault(
             [f"{path} cannot be read ({error.strerror}): make it a plain file of mode 0600"]
         ) from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         problems = []
         if not stat.S_ISREG(status.st_mode):
             problems.append(f"{path} is not a plain file: put the secret back from a backup")
+        elif not status.st_size:
+            problems.append(f"{path} is empty: put the secret back from a backup")
         if status.st_mode & _SHARED:
             problems.append(f"{path} is open to other users (mode {status.st_mode & 0o777:04o}): run chmod 600 {path}")
         if status.st_uid != os.geteuid():
             problems.append(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}: run chown on it")
-        secret = b"" if problems else file.read()
-        if not problems and not secret:
-            problems.append(f"{path} is empty: put the secret back from a backup")
         if problems:
             raise ConfigurationFault(problems)
-        return secret
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read()
+    finally:
+        os.close(descriptor)

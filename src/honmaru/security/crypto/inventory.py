@@ -1,0 +1,168 @@
+"""The cryptographic inventory: every algorithm in use, where, for what, and whether CNSA 2.0 holds it.
+
+Invariants:
+- What is not listed here is not used: a test compares the primitives that the source names with this table.
+- An algorithm outside CNSA 2.0 states why it is used all the same.
+- Nothing here is called validated: the modules that compute it (OpenSSL in pyca/cryptography, in Python) are not.
+Source: NSA "Announcing the Commercial National Security Algorithm Suite 2.0" and its FAQ (version 2.1, December 2024).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """One algorithm for one purpose.
+
+    `where` names the packages or modules that use it; `primitive` is what their source calls it, so that a test can
+    find uses that are not listed. `cnsa` is True when CNSA 2.0 holds it for this purpose; else `reason` says why it is
+    here. `security` is False for checksums that protect against accidents only.
+    """
+
+    name: str
+    primitive: str
+    standard: str
+    purpose: str
+    where: tuple[str, ...]
+    cnsa: bool
+    reason: str = ""
+    security: bool = True
+
+
+_AWS = "AWS defines it so, and unmodified AWS clients send it"
+
+INVENTORY = (
+    Algorithm(
+        "ML-DSA-87",
+        "mldsa",
+        "FIPS 204",
+        "signatures of ledger checkpoints",
+        ("honmaru.security.ledger",),
+        True,
+    ),
+    Algorithm(
+        "SHA-384",
+        "sha384",
+        "FIPS 180-4",
+        "Merkle trees of the ledger, key fingerprints, digests of requests, policies, environments, bodies",
+        ("honmaru.security", "honmaru.services", "honmaru.gateway", "honmaru.jobs", "honmaru.core", "honmaru.app"),
+        True,
+    ),
+    Algorithm(
+        "HMAC-SHA-384",
+        "hmac-sha384",
+        "FIPS 198-1",
+        "authenticates ledger entries between fsync and signed checkpoint",
+        ("honmaru.security.ledger.tail",),
+        True,
+    ),
+    Algorithm(
+        "AES-256-GCM",
+        "AESGCM",
+        "FIPS 197, SP 800-38D",
+        "sealing of records, blobs, session tokens; wrapping of their keys",
+        ("honmaru.security.crypto.keyring", "honmaru.security.guard"),
+        True,
+    ),
+    Algorithm(
+        "SHA-256",
+        "sha256",
+        "FIPS 180-4",
+        "second Merkle tree of the ledger and key ids of its notes",
+        ("honmaru.security.ledger",),
+        False,
+        "the C2SP formats fix it; every checkpoint covers the SHA-384 tree as well, which suffices alone",
+    ),
+    Algorithm(
+        "SHA-256",
+        "sha256",
+        "FIPS 180-4",
+        "Signature Version 4, S3 checksums and identifiers, digests of blobs and model artefacts as AWS shows them",
+        (
+            "honmaru.gateway",
+            "honmaru.services",
+            "honmaru.security.guard",
+            "honmaru.security.identity",
+            "honmaru.jobs",
+            "honmaru.deployments",
+            "honmaru.workloads",
+            "honmaru.executors",
+            "honmaru.cli",
+            "honmaru.app",
+        ),
+        False,
+        _AWS,
+    ),
+    Algorithm(
+        "HMAC-SHA-256",
+        "hmac-sha256",
+        "FIPS 198-1",
+        "Signature Version 4",
+        ("honmaru.gateway.aws", "honmaru.security.identity"),
+        False,
+        _AWS,
+    ),
+    Algorithm(
+        "ECDSA P-384",
+        "ec",
+        "FIPS 186-5",
+        "the enclave's own certificate authority and its server certificate",
+        ("honmaru.security.crypto.certificates",),
+        False,
+        "unmodified AWS clients verify no post-quantum certificate today; P-384 is CNSA 1.0's",
+    ),
+    Algorithm(
+        "TLS 1.2 and 1.3",
+        "ssl",
+        "RFC 5246, RFC 8446",
+        "the server's transport on loopback",
+        ("honmaru.gateway", "honmaru.app", "honmaru.cli"),
+        False,
+        "key exchange is what Python's OpenSSL offers, classical before OpenSSL 3.5",
+    ),
+    Algorithm(
+        "MD5",
+        "md5",
+        "RFC 1321",
+        "ETag and Content-MD5 of S3",
+        ("honmaru.services.s3",),
+        False,
+        _AWS,
+        security=False,
+    ),
+    Algorithm(
+        "SHA-1",
+        "sha1",
+        "FIPS 180-4",
+        "optional S3 checksum",
+        ("honmaru.services.s3",),
+        False,
+        _AWS,
+        security=False,
+    ),
+    Algorithm(
+        "SHA-512",
+        "sha512",
+        "FIPS 180-4",
+        "optional S3 checksum",
+        ("honmaru.services.s3",),
+        True,
+        security=False,
+    ),
+)
+
+
+def outside_cnsa() -> list[Algorithm]:
+    """What is used although CNSA 2.0 does not hold it, each with its reason."""
+    return [algorithm for algorithm in INVENTORY if not algorithm.cnsa]
+
+
+def listed(primitive: str, module: str) -> bool:
+    """Whether a module's use of a primitive is in the inventory."""
+    return any(
+        algorithm.primitive == primitive
+        and any(module == root or module.startswith(root + ".") for root in algorithm.where)
+        for algorithm in INVENTORY
+    )
