@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import signal
 import threading
@@ -26,20 +27,24 @@ from honmaru.executors.local import LocalExecutor
 from honmaru.gateway.app import Gateway, Limits
 from honmaru.gateway.server import serve
 from honmaru.jobs.environments import Environments
+from honmaru.jobs.instances import Capacity
 from honmaru.jobs.model_import import ModelImport
 from honmaru.jobs.supervisor import Supervisor
 from honmaru.jobs.training import Training
 from honmaru.security.crypto.certificates import ServerTls, ensure_server_tls
 from honmaru.security.crypto.keyring import Keyring
+from honmaru.security.crypto.secret_files import private_directory
 from honmaru.security.guard import Guard
 from honmaru.security.identity import Identity
 from honmaru.security.ledger import Ledger
 from honmaru.services.bedrock import Bedrock
 from honmaru.services.bedrock_runtime import BedrockRuntime
-from honmaru.services.cloudtrail import CloudTrail
+from honmaru.services.cloudtrail.provider import CloudTrail
 from honmaru.services.iam import Iam
 from honmaru.services.logs import Logs, LogStore
-from honmaru.services.s3 import S3, S3Buckets
+from honmaru.services.s3.access import S3Buckets
+from honmaru.services.s3.bucket import BucketCommits
+from honmaru.services.s3.provider import S3
 from honmaru.services.sagemaker import SageMaker
 from honmaru.services.sts import Sts
 from honmaru.stores.blobs_obstore import ObstoreBlobStore
@@ -59,6 +64,7 @@ class Enclave:
         self.region, self.account = _fixed_facts(settings, self.ids)
         self.partition = partition_of(self.region)
         keys = data / "keys"
+        private_directory(keys)
         self.ledger = Ledger(data / "ledger", heads=keys / "ledger", clock=self.clock, secret=self.ids.secret)
         self.records = SqlRecordStore(settings.database or f"sqlite:///{data / 'records.sqlite'}")
         self.blobs = ObstoreBlobStore(settings.blobs or str(data / "blobs"))
@@ -74,19 +80,37 @@ class Enclave:
             keyring=keyring,
         )
         self.environments = Environments(data / "environments.json")
-        self.executor = LocalExecutor(data / "scratch", bwrap=_bwrap())
-        buckets = S3Buckets(self.guard, self.identity, self.ledger, self.clock, self.ids)
-        logs = LogStore(self.guard)
+        self.executor = LocalExecutor(data / "executor", bwrap=_bwrap())
+        commits = BucketCommits()
+        buckets = S3Buckets(self.guard, self.identity, self.ledger, self.clock, self.ids, commits)
+        logs = LogStore(self.guard, self.clock, self.ids)
+        capacity = Capacity(
+            cores=len(os.sched_getaffinity(0)), memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        )
+        training = Training(
+            roles=self.identity,
+            buckets=buckets,
+            logs=logs,
+            ledger=self.ledger,
+            environments=self.environments,
+            executor=self.executor,
+            clock=self.clock,
+            ids=self.ids,
+            scratch=data / "scratch",
+            capacity=capacity,
+        )
+        model_import = ModelImport(
+            guard=self.guard,
+            roles=self.identity,
+            buckets=buckets,
+            environments=self.environments,
+            executor=self.executor,
+            clock=self.clock,
+            scratch=data / "scratch",
+            cores=capacity.cores,
+        )
         self.supervisor = Supervisor(
-            [
-                Training(self.guard, self.identity, buckets, logs, self.environments, self.clock, self.ids),
-                ModelImport(self.guard, self.identity, buckets, self.environments, self.clock, self.ids),
-            ],
-            self.guard,
-            self.executor,
-            self.clock,
-            self.ids,
-            owner=self.ids.uuid(),
+            [training, model_import], self.guard, clock=self.clock, ids=self.ids, owner=self.account
         )
         self.model_servers = ModelServers(
             self.guard,
@@ -94,18 +118,19 @@ class Enclave:
             self.environments,
             self.clock,
             self.ids,
-            directory=data / "models",
+            data / "models",
             idle_s=settings.model_idle_s,
         )
+        wake = self.supervisor.wake
         self.providers = (
             Sts(self.identity),
             Iam(self.identity),
-            S3(self.guard),
-            SageMaker(self.guard, self.identity, self.supervisor.wake, self.environments),
+            S3(self.ids, commits),
+            SageMaker(self.identity, buckets, self.environments, wake, capacity, self.ids),
             Logs(logs),
             CloudTrail(self.ledger),
-            Bedrock(self.guard, self.identity, self.supervisor.wake, self.model_servers),
-            BedrockRuntime(self.guard, self.model_servers),
+            Bedrock(self.identity, wake, self.model_servers, self.ids),
+            BedrockRuntime(self.model_servers, self.clock),
         )
         self.limits = Limits()
         self.gateway = Gateway(
@@ -147,6 +172,8 @@ class Enclave:
     def run(self, announce: Callable[[dict[str, Any]], None]) -> None:
         """Serve until `stopping` is set."""
         self.guard.drain_outbox()
+        self.guard.sweep_blobs()
+        self.model_servers.recover()
         self.identity.bootstrap()
         self.supervisor.start()
         operator = OperatorServer(self, self.settings.data / "run" / "operator.sock")
