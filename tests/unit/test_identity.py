@@ -328,8 +328,8 @@ def test_authorisation_words_changes_boundaries_and_partitions(desk: Desk) -> No
     with pytest.raises(AccessDenied) as refusal:
         desk.identity.require(ann, "sagemaker:ListModels", "*", {})
     assert refusal.value.message == (
-        f"User: arn:aws-iso-b:iam::{ACCOUNT}:user/ann is not authorized to perform: sagemaker:ListModels on resource: * "
-        "because no identity-based policy allows the sagemaker:ListModels action"
+        f"User: arn:aws-iso-b:iam::{ACCOUNT}:user/ann is not authorized to perform: sagemaker:ListModels on resource: "
+        "* because no identity-based policy allows the sagemaker:ListModels action"
     )
     desk.edit("user", "ann", boundary="arn:aws-iso-b:iam::aws:policy/IAMFullAccess")
     refused = desk.identity.authorize(ann, "s3:GetObject", target, {})
