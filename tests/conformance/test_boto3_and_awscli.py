@@ -26,7 +26,7 @@ def test_who_am_i(enclave: LiveEnclave) -> None:
     answer = enclave.client("sts", "alice", "SECRET").get_caller_identity()
     assert answer["Account"] == enclave.account
     assert answer["Arn"] == f"arn:aws-iso-b:iam::{enclave.account}:user/alice"
-    assert answer["ResponseMetadata"]["HTTPHeaders"]["x-honmaru-label"] == "SECRET"
+    assert answer["ResponseMetadata"]["HTTPHeaders"]["x-honmaru-label"] == "SECRET//NOFORN"
 
 
 def test_s3_round_trip_through_the_aws_cli(enclave: LiveEnclave, tmp_path: Path) -> None:
@@ -144,11 +144,11 @@ def test_assume_role_signs_in_at_a_label(enclave: LiveEnclave) -> None:
     iam.attach_role_policy(RoleName="signin", PolicyArn="arn:aws-iso-b:iam::aws:policy/AmazonS3FullAccess")
     tags = [{"Key": "honmaru:label", "Value": "SECRET"}]
     with pytest.raises(ClientError):
-        enclave.client("sts", "carol").assume_role(RoleArn=role, RoleSessionName="s", Tags=tags)
-    given = enclave.client("sts", "alice").assume_role(RoleArn=role, RoleSessionName="s", Tags=tags)["Credentials"]
+        enclave.client("sts", "carol").assume_role(RoleArn=role, RoleSessionName="signin", Tags=tags)
+    given = enclave.client("sts", "alice").assume_role(RoleArn=role, RoleSessionName="signin", Tags=tags)["Credentials"]
     session = boto3.Session(given["AccessKeyId"], given["SecretAccessKey"], given["SessionToken"], enclave.region)
     s3 = session.client("s3", endpoint_url=enclave.endpoint, verify=enclave.facts["ca"])
-    assert s3.list_buckets()["ResponseMetadata"]["HTTPHeaders"]["x-honmaru-label"] == "SECRET"
+    assert s3.list_buckets()["ResponseMetadata"]["HTTPHeaders"]["x-honmaru-label"] == "SECRET//NOFORN"
 
 
 def test_data_survive_a_kill(tmp_path: Path) -> None:
