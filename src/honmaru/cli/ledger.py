@@ -242,7 +242,10 @@ def _banner(canonical: str) -> str:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200  # what a pipe gets is not cut to a screen
+    return console
 
 
 def _read(path: Path) -> bytes:

@@ -26,7 +26,7 @@ import re
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -282,10 +282,16 @@ def read_head(note: bytes, origin: str, key: bytes) -> Head:
 
 @dataclass(slots=True)
 class _Snapshot:
-    """What changes while an enclave writes, taken at one moment: `files` lists every path in the log."""
+    """A log directory at one moment, although an enclave may be writing it.
+
+    `small` holds what such an enclave replaces (checkpoint, partial tiles, tail), read between two looks at the same
+    checkpoint. `files` lists every path. `live` says that the checkpoint has changed since: then full tiles may exist
+    of entries that are not looked at.
+    """
 
     files: set[str] = field(default_factory=set)
     small: dict[str, bytes] = field(default_factory=dict)
+    live: bool = False
 
 
 def _verify_log(path: Path, known: list[bytes], used: set[int], fingerprint: str | None) -> LogReport:
@@ -303,34 +309,54 @@ def _verify_log(path: Path, known: list[bytes], used: set[int], fingerprint: str
 
 
 def _snapshot(path: Path) -> _Snapshot:
-    """Partial files, tail and checkpoint as of one moment: read until the checkpoint did not change meanwhile."""
-    for attempt in range(_ATTEMPTS):
-        snapshot = _Snapshot()
-        try:
-            before = _read(path / "checkpoint")
-            for folder, folders, names in os.walk(path):
-                relative = os.path.relpath(folder, path)
-                if relative == ".":  # the tail comes last: what a tile holds was in the tail before
-                    folders.sort(key="tail".__eq__)
-                prefix = "" if relative == "." else relative + "/"
-                for name in names:
-                    file = prefix + name
-                    snapshot.files.add(file)
-                    if folder.endswith(".p") or relative in (".", "tail"):
-                        snapshot.small[file] = (path / file).read_bytes()
-            if _read(path / "checkpoint") == before == snapshot.small.get("checkpoint"):
-                return snapshot
-        except FileNotFoundError:
-            if attempt == _ATTEMPTS - 1:
-                raise
-        time.sleep(0.005 * attempt)
+    snapshot = _Snapshot(small=_read_small(path))
+    for folder, _, names in os.walk(path):
+        relative = os.path.relpath(folder, path)
+        snapshot.files |= {name if relative == "." else f"{relative}/{name}" for name in names}
+    snapshot.live = _read(path / "checkpoint") != snapshot.small.get("checkpoint")
+    for file in sorted(snapshot.files):
+        replaced = ".p/" in file or "/" not in file or file.startswith("tail/")
+        if replaced and file not in snapshot.small:
+            content = None if snapshot.live else _read(path / file)
+            if content is None:
+                snapshot.files.discard(file)
+            else:
+                snapshot.small[file] = content
+    snapshot.files |= snapshot.small.keys()
     return snapshot
+
+
+def _read_small(path: Path) -> dict[str, bytes]:
+    """The checkpoint with its partial tiles and the tail, as of one moment."""
+    small: dict[str, bytes] = {}
+    for attempt in range(_ATTEMPTS):
+        names = ["label.json", "public-key", *_partial_paths(_read(path / "checkpoint"))]
+        names += sorted(f"tail/{file.name}" for file in (path / "tail").iterdir()) if (path / "tail").is_dir() else []
+        read = {name: _read(path / name) for name in ("checkpoint", *names)}
+        small = {name: content for name, content in read.items() if content is not None}
+        if _read(path / "checkpoint") == read["checkpoint"]:
+            break
+        time.sleep(0.002 * attempt)
+    return small
+
+
+def _partial_paths(note: bytes | None) -> Iterator[str]:
+    """Paths of the partial tiles and bundle that a checkpoint needs; none when it is unreadable."""
+    lines = (note or b"").split(b"\n")
+    size = int(lines[1]) if len(lines) > 1 and lines[1].isdigit() and len(lines[1]) < 20 else 0
+    level = 0
+    while size >> (8 * level):
+        index, width = divmod(size >> (8 * level), _WIDTH)
+        if width:
+            for where in (*(f"{top}/{level}" for top in _TOPS.values()), *(["tile/entries"] if level == 0 else [])):
+                yield f"{where}/{_number(index)}.p/{width}"
+        level += 1
 
 
 def _read(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         return None
 
 
@@ -422,7 +448,7 @@ def _check_entries(path: Path, snapshot: _Snapshot, report: LogReport, head: Hea
     for file in sorted(snapshot.files - expected):
         if file.endswith(".incomplete"):
             report.notes.append(f"{file} was left by an interrupted write")
-        elif (match := _TILE.fullmatch(file)) is None or match[4] is None:
+        elif (match := _TILE.fullmatch(file)) is None or (match[4] is None and not snapshot.live):
             report.find("foreign-file", f"{file} does not belong to this log")
 
 
@@ -509,18 +535,9 @@ def _check_partials(
     expected: set[str],
 ) -> None:
     """Partial files on disk must be the beginning of what was recomputed, and those of the checkpoint must exist."""
-    for top in ("entries", *_HASHES):
-        level = 0
-        while head.size >> (8 * level):
-            width = (head.size >> (8 * level)) % _WIDTH
-            if width:
-                where = "tile/entries" if top == "entries" else f"{_TOPS[top]}/{level}"
-                file = f"{where}/{_number((head.size >> (8 * level)) // _WIDTH)}.p/{width}"
-                if file not in snapshot.files:
-                    report.find("missing-file", f"{file} is missing")
-            level += 1
-            if top == "entries":
-                break
+    for file in _partial_paths(head.note):
+        if file not in snapshot.files:
+            report.find("missing-file", f"{file} is missing")
     for file in sorted(snapshot.files - expected):
         match = _TILE.fullmatch(file)
         if match is None or match[4] is None:
