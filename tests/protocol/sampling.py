@@ -96,8 +96,19 @@ def _new_text(shape):
     if "pattern" not in shape:
         return "Aé<&>\"' z"[:longest] if shortest <= 9 and longest >= 1 else "a" * max(1, shortest)
     compiled = python_pattern(shape["pattern"])
-    pool = ["a", "a" * max(1, shortest), "ab1", "1" * 12, "arn:aws-us-gov:iam::123456789012:role/x", "s3://bucket/key",
-            "arn:aws-us-gov:sagemaker:us-gov-west-1:123456789012:model/x", "https://a.example/x", "/a", "1.0", ""]
+    pool = [
+        "a",
+        "a" * max(1, shortest),
+        "ab1",
+        "1" * 12,
+        "arn:aws-us-gov:iam::123456789012:role/x",
+        "s3://bucket/key",
+        "arn:aws-us-gov:sagemaker:us-gov-west-1:123456789012:model/x",
+        "https://a.example/x",
+        "/a",
+        "1.0",
+        "",
+    ]
     tree = P.parse(compiled.pattern, compiled.flags)
     for repeat in (1, 2, 0, 8, 16, 32, 64):
         pool.append(_generate(tree, repeat))
@@ -140,8 +151,16 @@ def _member(items):
         elif op is C.RANGE:
             text.append(f"{re.escape(chr(argument[0]))}-{re.escape(chr(argument[1]))}")
         elif op is C.CATEGORY:
-            text.append({C.CATEGORY_DIGIT: r"\d", C.CATEGORY_WORD: r"\w", C.CATEGORY_SPACE: r"\s",
-                         C.CATEGORY_NOT_SPACE: r"\S", C.CATEGORY_NOT_DIGIT: r"\D", C.CATEGORY_NOT_WORD: r"\W"}[argument])
+            text.append(
+                {
+                    C.CATEGORY_DIGIT: r"\d",
+                    C.CATEGORY_WORD: r"\w",
+                    C.CATEGORY_SPACE: r"\s",
+                    C.CATEGORY_NOT_SPACE: r"\S",
+                    C.CATEGORY_NOT_DIGIT: r"\D",
+                    C.CATEGORY_NOT_WORD: r"\W",
+                }[argument]
+            )
     compiled = re.compile(f"[{'^' if negate else ''}{''.join(text)}]", re.ASCII)
     for candidate in candidates:
         if compiled.match(candidate):

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from honmaru.api.models import SERVICES, ServiceModels
-from honmaru.core.errors import LedgerUnavailable, RequestFault
+from honmaru.core.errors import LedgerUnavailable, NotImplementedYet, RequestFault
 from honmaru.gateway.aws.faults import code_and_status, fault_body, message_of
 from honmaru.gateway.aws.wire import AwsWire
 from honmaru.gateway.exchange import Exchange, Receive, Scope, Send
 from honmaru.gateway.limits import Limits
-from honmaru.gateway.pipeline import AuditLog, Authority, Pipeline, gone
+from honmaru.gateway.pipeline import AuditLog, Authority, ClientGone, Pipeline, gone
 from honmaru.gateway.streams import Pieces
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.calls import Provider
@@ -261,7 +261,7 @@ class Gateway:
     @staticmethod
     def _log_unexpected(exchange: Exchange, error: Exception) -> None:
         """Logs what is ours to fix: kinds and places only, because values may be above this log's label."""
-        if isinstance(error, RequestFault):
+        if isinstance(error, RequestFault | NotImplementedYet | ClientGone):
             return
         name = exchange.service.name if exchange.service else "unknown"
         frames = "".join(traceback.format_tb(error.__traceback__))
