@@ -31,15 +31,15 @@ test-long: install ## the full kill, tamper and mutation runs
 	@HONMARU_LONG=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --timeout 3600 tests/unit tests/security
 
 check: install ## ruff, mypy --strict, import contracts, generated documents
-	@$(BIN)/ruff format --check src tests scripts/*.py benchmarks
-	@$(BIN)/ruff check src tests scripts/*.py benchmarks
+	@$(BIN)/ruff format --check src tests scripts benchmarks
+	@$(BIN)/ruff check src tests scripts benchmarks
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/coverage_table.py --check
 
 format: install ## let ruff format and fix
-	@$(BIN)/ruff format src tests scripts/*.py benchmarks
-	@$(BIN)/ruff check --fix src tests scripts/*.py benchmarks
+	@$(BIN)/ruff format src tests scripts benchmarks
+	@$(BIN)/ruff check --fix src tests scripts benchmarks
 
 docs: install ## regenerate the generated documents
 	@$(BIN)/python scripts/coverage_table.py

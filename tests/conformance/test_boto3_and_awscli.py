@@ -1,4 +1,4 @@
-"""Unmodified boto3 and AWS CLI over https against a live enclave (issue 2, acceptance 2)."""
+"""Unmodified boto3 and AWS CLI over https against a live enclave."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ pytestmark = pytest.mark.xdist_group("enclave")
 def aws(enclave: LiveEnclave, user: str, label: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "HOME": str(enclave.data), **enclave.variables(user, label)}
     program = Path(sys.executable).parent / "aws"
-    return subprocess.run([program, *arguments], capture_output=True, text=True, env=environment, timeout=60, check=False)
+    command = [program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
 
 
 def test_who_am_i(enclave: LiveEnclave) -> None:

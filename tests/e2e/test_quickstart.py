@@ -1,4 +1,4 @@
-"""The main job from nothing, twice: the second run finds what the first made (issue 2, acceptance 1, in small)."""
+"""The main job from nothing, twice: the second run finds what the first made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training jobs through boto3 on a live enclave: script mode, a gang, attacks, and kill -9 (issue 2, acceptance 3 and 7)."""
+"""Training jobs through boto3 on a live enclave: script mode, a gang, faults, and kill -9."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRUST = json.dumps(
         ],
     }
 )
-SCRIPT = '''
+SCRIPT = """
 import argparse, json, os
 import torch
 
@@ -43,9 +43,10 @@ for epoch in range(args.epochs):
     optimizer.zero_grad(); loss.backward(); optimizer.step()
     print(f"epoch={epoch} loss={loss.item():.6f}", flush=True)
 torch.save(model.state_dict(), os.path.join(args.model_dir, "model.pt"))
-json.dump({"hosts": os.environ["SM_HOSTS"], "gpus": os.environ["SM_NUM_GPUS"]}, open(os.path.join(args.model_dir, "facts.json"), "w"))
-'''
-GANG = '''
+facts = {"hosts": os.environ["SM_HOSTS"], "gpus": os.environ["SM_NUM_GPUS"]}
+json.dump(facts, open(os.path.join(args.model_dir, "facts.json"), "w"))
+"""
+GANG = """
 import json, os
 import torch, torch.distributed as dist
 
@@ -60,7 +61,7 @@ print(f"rank={rank} world={world} sum={value.item()}", flush=True)
 if rank == 0:
     open(os.path.join(os.environ["SM_MODEL_DIR"], "sum.txt"), "w").write(str(value.item()))
 dist.destroy_process_group()
-'''
+"""
 
 
 class Site:
@@ -133,7 +134,8 @@ class Site:
         bucket, _, key = job["ModelArtifacts"]["S3ModelArtifacts"].removeprefix("s3://").partition("/")
         body = self.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
         with tarfile.open(fileobj=io.BytesIO(body)) as archive:
-            return {m.name.removeprefix("./"): archive.extractfile(m).read() for m in archive if m.isfile()}  # type: ignore[union-attr]
+            files = [member for member in archive if member.isfile()]
+            return {m.name.removeprefix("./"): archive.extractfile(m).read() for m in files}  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +156,9 @@ def test_an_ordinary_script_mode_script_runs_unmodified(site: Site) -> None:
     logs = site.enclave.client("logs", "alice", "SECRET")
     group = "/aws/sagemaker/TrainingJobs"
     stream = logs.describe_log_streams(logGroupName=group, logStreamNamePrefix="script-mode/")["logStreams"][0]
-    events = logs.get_log_events(logGroupName=group, logStreamName=stream["logStreamName"], startFromHead=True)["events"]
+    events = logs.get_log_events(logGroupName=group, logStreamName=stream["logStreamName"], startFromHead=True)[
+        "events"
+    ]
     assert any("epoch=29" in event["message"] for event in events)
     assert logs.filter_log_events(logGroupName=group, filterPattern='"epoch=29"')["events"]
 

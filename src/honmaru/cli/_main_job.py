@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -88,7 +89,8 @@ class MainJob:
         if facts["region"] != self.region:
             raise ConfigurationFault(
                 [
-                    f"the enclave in {self.data} is one of {facts['region']}: give --region {facts['region']} or another --data"
+                    f"the enclave in {self.data} is one of {facts['region']}: "
+                    f"give --region {facts['region']}, or another --data"
                 ]
             )
         self.facts = facts
@@ -290,7 +292,10 @@ class MainJob:
 
     def show_what_the_uncleared_see(self, bucket: str, job: str, model: str) -> None:
         self.step("What a user without the clearance sees: nothing is there")
-        visitor = lambda service: self.client(service, "visitor", "")  # noqa: E731
+
+        def visitor(service: str) -> Any:
+            return self.client(service, "visitor", "")
+
         self.expect_refusal("the bucket", lambda: visitor("s3").list_objects_v2(Bucket=bucket))
         self.expect_refusal("the job", lambda: visitor("sagemaker").describe_training_job(TrainingJobName=job))
         self.expect_refusal(
@@ -334,7 +339,7 @@ class MainJob:
         program = Path(sys.argv[0])
         honmaru = f"{program}" if program.name == "honmaru" else "honmaru"
         for line in (
-            f'eval "$({honmaru} env --user scientist --label {json.dumps(self.label) if " " in self.label else self.label})"',
+            f'eval "$({honmaru} env --user scientist --label {shlex.quote(self.label)})"',
             f"aws s3 ls s3://{bucket}",
             "aws sagemaker list-training-jobs",
             (

@@ -112,6 +112,6 @@ class Provider:
     unauthorized: ClassVar[frozenset[str]] = frozenset()
     """Operations that any authenticated principal may call (sts:GetCallerIdentity)."""
 
-    def context(self, operation: str, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    def context(self, operation: str, request: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
         """Service-specific IAM condition keys of a request, for example {"s3:prefix": "a/"}."""
         return {}

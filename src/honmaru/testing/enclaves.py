@@ -1,4 +1,4 @@
-"""A real enclave in a process of its own, driven by unmodified clients. For tests; nothing in the product imports it."""
+"""A real enclave in a process of its own, driven by unmodified clients."""
 
 from __future__ import annotations
 
@@ -76,13 +76,9 @@ class LiveEnclave:
 
     def variables(self, user: str = "admin", label: str = "") -> dict[str, str]:
         """The environment that `honmaru env` would set."""
-        done = subprocess.run(
-            [sys.executable, "-m", "honmaru", "env", "--json", "--data", str(self.data), "--user", user, "--label", label],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        )
+        command = [sys.executable, "-m", "honmaru", "env", "--json", "--data", str(self.data)]
+        command += ["--user", user, "--label", label]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
         variables: dict[str, str] = json.loads(done.stdout)
         return variables
 

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from honmaru.core.errors import ConfigurationFault
 from honmaru.security.crypto.secret_files import read_or_create
 
 _RENEW_BEFORE = datetime.timedelta(days=30)
@@ -45,7 +46,8 @@ def _new_key() -> bytes:
 
 def _load(pem: bytes) -> ec.EllipticCurvePrivateKey:
     key = serialization.load_pem_private_key(pem, password=None)
-    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigurationFault(["a TLS key file holds another kind of key than P-384: move it away and start again"])
     return key
 
 
