@@ -85,6 +85,16 @@ _of_name = (
     & (_records.c.kind == sql.bindparam("kind"))
     & (_records.c.name == sql.bindparam("name"))
 )
+# Statements are built once: building them takes longer than running them.
+_GET = sql.select(_records).where(
+    _records.c.scope.in_(sql.bindparam("scopes", expanding=True)),
+    _records.c.service == sql.bindparam("service"),
+    _records.c.kind == sql.bindparam("kind"),
+    _records.c.name == sql.bindparam("name"),
+)
+_COUNT_SCOPES = sql.select(sql.func.count()).select_from(_scopes)
+_ENQUEUE = sql.insert(_outbox)
+_CONFIRM = sql.delete(_outbox).where(_outbox.c.id.in_(sql.bindparam("ids", expanding=True)))
 _INSERT = sql.insert(_records)
 _UPDATE = (
     sql.update(_records)
@@ -136,14 +146,9 @@ class SqlRecordStore:
         scopes = self._scope_ids(account, labels)
         if not scopes:
             return []
-        query = sql.select(_records).where(
-            _records.c.scope.in_(scopes),
-            _records.c.service == service,
-            _records.c.kind == kind,
-            _records.c.name == name,
-        )
+        key = {"scopes": scopes, "service": service, "kind": kind, "name": name}
         with self._faults(), self._reader.connect() as connection:
-            rows = [self._row(found) for found in connection.execute(query)]
+            rows = [self._row(found) for found in connection.execute(_GET, key)]
         return sorted(rows, key=lambda row: (row.label, row.account))
 
     def list(
@@ -173,11 +178,11 @@ class SqlRecordStore:
             rows = [self._change(connection, change, new_scopes) for change in changes]
             if outbox:
                 connection.execute(
-                    sql.insert(_outbox),
+                    _ENQUEUE,
                     [{"id": entry.id, "label": entry.label, "payload": entry.payload} for entry in outbox],
                 )
             if confirmed:
-                connection.execute(sql.delete(_outbox).where(_outbox.c.id.in_(confirmed)))
+                connection.execute(_CONFIRM, {"ids": list(confirmed)})
         self._remember(new_scopes)
         return rows
 
@@ -200,7 +205,7 @@ class SqlRecordStore:
     def labels(self) -> frozenset[str]:
         # Another process (an operator's command) may have added a scope; scopes are never changed or removed.
         with self._faults(), self._reader.connect() as connection:
-            count = connection.execute(sql.select(sql.func.count()).select_from(_scopes)).scalar_one()
+            count = connection.execute(_COUNT_SCOPES).scalar_one()
         if count != len(self._places):
             self._load_scopes()
         return frozenset(label for _, label in self._scopes)
