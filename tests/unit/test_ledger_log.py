@@ -139,6 +139,9 @@ def test_proofs_of_a_growing_log_hold(tmp_path: Path) -> None:
     assert verify.check_consistency(700, 1200, (first.sha384, grown.checkpoint.sha384), list(grown.sha384), "sha384")
     with pytest.raises(IndexError):
         ledger.inclusion_proof(BOTTOM, 1200)
+    with pytest.raises(IndexError):
+        ledger.inclusion_proof(SECRET, 0)
+    assert ledger.labels() == [BOTTOM], "asking makes no log"
     ledger.close()
 
 
@@ -322,6 +325,24 @@ def test_a_ledger_whose_directory_vanishes_refuses_and_comes_back_by_itself(tmp_
     assert eventually(lambda: ledger.writable)
     assert fill(ledger, BOTTOM, 1, start=10)[0].index == 10
     assert [entry["eventID"] for entry in ledger.entries(BOTTOM)] == [f"e{n}" for n in range(11)]
+    ledger.close()
+    assert verify.verify(tmp_path / "ledger").ok
+
+
+def test_a_failing_checkpoint_refuses_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was appended since the start, so no writer runs yet: it must be begun to get out of the failure."""
+    ledger = open_ledger(tmp_path)
+    fill(ledger, BOTTOM, 10)
+    ledger.close()
+    ledger = open_ledger(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(log_module.Log, "_hash", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(LedgerUnavailable, match="No space"):
+            ledger.checkpoint(BOTTOM)
+        with pytest.raises(LedgerUnavailable):
+            ledger.append(BOTTOM, {"eventID": "refused"}).result(10)
+    assert eventually(lambda: ledger.writable)
+    assert fill(ledger, BOTTOM, 1, start=10)[0].index == 10
     ledger.close()
     assert verify.verify(tmp_path / "ledger").ok
 

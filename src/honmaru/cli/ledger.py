@@ -88,7 +88,7 @@ def _show(report: Report, known: int) -> None:
     if report.ok and not report.logs:
         console.print("The ledger is empty: no log was begun yet.")
     elif report.ok:
-        total = sum(log.size + log.unsigned for log in report.logs)
+        total = sum(log.size for log in report.logs)
         against = f" and {known} known checkpoint{'s' if known != 1 else ''}" if known else ""
         console.print(f"[green]The ledger verifies:[/green] {total} entries, both trees, every signature{against}.")
         for fingerprint in sorted({log.fingerprint for log in report.logs}):

@@ -98,8 +98,8 @@ class Ledger:
         return next((log.fault for log in list(self._logs.values()) if log.fault is not None), None)
 
     def checkpoint(self, label: Label) -> Checkpoint:
-        """A signed checkpoint over everything durable in a label's log. Raises LedgerUnavailable."""
-        return self._log(label).seal()
+        """A signed checkpoint over everything durable in a label's log. Raises IndexError or LedgerUnavailable."""
+        return self._existing(label).seal()
 
     def close(self) -> None:
         """Write and sign what is queued, then stop. Idempotent."""
@@ -145,7 +145,7 @@ class Ledger:
 
     def inclusion_proof(self, label: Label, index: int) -> InclusionProof:
         """Proof that entry `index` is in a label's log. Raises IndexError, LedgerUnavailable or IntegrityFault."""
-        log = self._log(label)
+        log = self._existing(label)
         with log.sealed():
             checkpoint = log.seal()
             if not 0 <= index < checkpoint.size:
@@ -154,7 +154,7 @@ class Ledger:
 
     def consistency_proof(self, label: Label, first: int) -> ConsistencyProof:
         """Proof that the log extends its first `first` entries. Raises as `inclusion_proof`."""
-        log = self._log(label)
+        log = self._existing(label)
         with log.sealed():
             return prove_consistency(log.files, log.seal(), first)
 
@@ -168,6 +168,12 @@ class Ledger:
             if self._closing.is_set():
                 raise LedgerUnavailable("the audit ledger is closed")
             return self._logs.setdefault(label.canonical, self._make(label))
+
+    def _existing(self, label: Label) -> Log:
+        log = self._logs.get(label.canonical)
+        if log is None:
+            raise IndexError(f"the label {label.banner} has no log")
+        return log
 
     def _make(self, label: Label) -> Log:
         head = self._heads / f"{label.token}.head"

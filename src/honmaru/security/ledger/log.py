@@ -122,9 +122,7 @@ class Log:
                 raise LedgerUnavailable(f"the audit ledger cannot be written: {self._fault or 'it is closed'}")
             if len(self._queue) >= BACKLOG:
                 raise LedgerUnavailable(f"{BACKLOG} ledger entries wait for the disk already")
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"ledger-{self.label.token}", daemon=True)
-                self._thread.start()
+            self._start_writer()
             self._queue.append((body, future))
             self._condition.notify()
 
@@ -179,6 +177,11 @@ class Log:
                 self._tail = None
 
     # The writer thread
+
+    def _start_writer(self) -> None:
+        if self._thread is None and not self._closing:
+            self._thread = threading.Thread(target=self._run, name=f"ledger-{self.label.token}", daemon=True)
+            self._thread.start()
 
     def _run(self) -> None:
         try:
@@ -263,6 +266,7 @@ class Log:
     def _fail(self, error: BaseException) -> None:
         with self._condition:
             self._fault = str(error)
+            self._start_writer()  # it is the writer that tries again
             waiting = list(self._queue)
             self._queue.clear()
             self._condition.notify_all()

@@ -10,6 +10,8 @@ What it checks of each log:
 - the tail: its frames are whole, and hold the same entries as the bundles.
 - against every known checkpoint (given, or kept by the enclave): same key, no fewer entries, same roots at its size.
 
+Entries in the tail behind the last checkpoint (`unsigned`) are durable, and nobody has signed them yet: an enclave that
+was killed leaves at most a tenth of a second of them, and signs them at its next start if its own key made them.
 A roll-back to an older valid copy, or a log rewritten and signed anew with another key, can only be seen by comparing
 with something kept elsewhere: pass an earlier checkpoint, or the key's fingerprint.
 Source: RFC 9162 §2.1, c2sp.org/tlog-tiles, c2sp.org/tlog-checkpoint, FIPS 204.
