@@ -174,6 +174,38 @@ def test_access_keys_are_bound_to_the_session_that_made_them(account: Account, a
         account.identity.credential(low_key["AccessKeyId"], None)
 
 
+def test_making_a_key_for_somebody_does_not_lend_their_clearance(account: Account, admin: Session) -> None:
+    account.identity.create_user("ann", "SECRET", ["AdministratorAccess"])
+    account.identity.create_user("eve", "UNCLASSIFIED", ["AdministratorAccess"])
+    arn = account(admin, "CreateRole", RoleName="job", AssumeRolePolicyDocument=TRUST)["Role"]["Arn"]
+    tags = [{"Key": entities.LABEL_TAG, "Value": "SECRET"}]
+
+    def key_for_ann(maker: Session) -> Session:
+        key = account(maker, "CreateAccessKey", UserName="ann")["AccessKey"]
+        return account.identity.credential(key["AccessKeyId"], None).session
+
+    eve = account.sign_in("eve")
+    stolen = key_for_ann(eve)
+    again = key_for_ann(stolen)
+    through = account(stolen, "AssumeRole", "sts", RoleArn=arn, RoleSessionName="work")["Credentials"]
+    assumed = account.identity.credential(through["AccessKeyId"], through["SessionToken"]).session
+    temporary = account(again, "GetSessionToken", "sts")["Credentials"]
+    token = account.identity.credential(temporary["AccessKeyId"], temporary["SessionToken"]).session
+    clearance = [{"Key": entities.CLEARANCE_TAG, "Value": "SECRET"}]
+    for session in (stolen, again, token):
+        with pytest.raises(AccessDenied):
+            account(session, "AssumeRole", "sts", RoleArn=arn, RoleSessionName="work", Tags=tags)
+        with pytest.raises(AccessDenied):
+            account(session, "TagUser", UserName="eve", Tags=clearance)
+    with pytest.raises(AccessDenied):
+        account(assumed, "AssumeRole", "sts", RoleArn=arn, RoleSessionName="work", Tags=tags)
+    for key in account(admin, "ListAccessKeys", UserName="ann")["AccessKeyMetadata"]:
+        account(admin, "DeleteAccessKey", UserName="ann", AccessKeyId=key["AccessKeyId"])
+    honest = key_for_ann(admin)
+    account(honest, "AssumeRole", "sts", RoleArn=arn, RoleSessionName="work", Tags=tags)
+    account(honest, "TagUser", UserName="eve", Tags=clearance)
+
+
 def test_nobody_grants_more_than_they_hold(account: Account, admin: Session) -> None:
     def tag(text: str) -> list[dict[str, str]]:
         return [{"Key": entities.CLEARANCE_TAG, "Value": text}]

@@ -19,6 +19,8 @@ from honmaru.core.markings import CUI_CATEGORIES, DISSEM_TOKENS, LEVEL_NAMES, Ax
 from honmaru.core.partitions import partition_of
 
 COUNT = 100_000 if os.environ.get("HONMARU_LONG") == "1" else 3000
+BEFORE = {"RSEN", "IMC"}
+AFTER_NOFORN = {"PR", "DSEN", "FISA", "FED ONLY", "FEDCON", "NOCON", "DL ONLY", "AC", "AWP", "DELIB"}
 COUNTRIES = ("AUS", "CAN", "DEU", "FRA", "GBR", "NZL")
 P = Label.parse
 
@@ -172,6 +174,25 @@ def test_an_unknown_token_is_refused_wherever_it_stands(token: str) -> None:
     ):
         with pytest.raises(HonmaruError):
             P(text)
+
+
+def test_every_token_counts() -> None:
+    """Adding a token to a marking raises the label; none is read and then forgotten."""
+    plain = P("SECRET//NF")
+    for key in DISSEM_TOKENS:
+        label = P(
+            f"SECRET//NF/{key}"
+            if key in AFTER_NOFORN
+            else f"SECRET//{key}/NF"
+            if key in BEFORE
+            else f"SECRET//NF//{key}"
+        )
+        assert label.dominates(plain) and label is not plain
+    for category in CUI_CATEGORIES:
+        assert P(f"CUI//{category}").dominates(P("CUI")) and P(f"CUI//{category}") is not P("CUI")
+        assert P(f"CUI//SP-{category}") is not P(f"CUI//{category}")
+    for segment in ("SI", "TK", "SAR-AB", "RD", "FRD", "FGI", "FGI GBR", "CUI", "RSV-ABC", "KDK"):
+        assert P(f"SECRET//{segment}//NF").dominates(plain) and P(f"SECRET//{segment}//NF") is not plain
 
 
 def test_cui_categories_and_dissemination_controls_do_not_collide() -> None:

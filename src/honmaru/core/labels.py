@@ -131,12 +131,16 @@ class Label:
 
     def join(self, other: Label) -> Label:
         """The least label that dominates both: the label of what is derived from both."""
+        key = (self._number, other._number)
+        known = _JOINS.get(key)
+        if known is not None:
+            return known
         if self.dominates(other):
             return self
         if other.dominates(self):
             return other
         a, b = self.axes, other.axes
-        return Label(
+        label = Label(
             Axes(
                 level=max(a.level, b.level),
                 rel=_intersection(a.rel, b.rel),
@@ -145,6 +149,10 @@ class Label:
                 **{axis: getattr(a, axis) | getattr(b, axis) for axis in _SETS},
             )
         )
+        if len(_JOINS) >= _CACHE_LIMIT:
+            _JOINS.clear()
+        _JOINS[key] = label
+        return label
 
     def meet(self, other: Label) -> Label:
         """The greatest label that both dominate: what is left of two limits taken together."""
@@ -193,6 +201,7 @@ _LOCK = threading.Lock()
 _INTERNED: weakref.WeakValueDictionary[Axes, Label] = weakref.WeakValueDictionary()
 _NUMBERS = [0]
 _DOMINATES: dict[tuple[int, int], bool] = {}
+_JOINS: dict[tuple[int, int], Label] = {}
 _DECODED: dict[str, Label] = {}
 
 

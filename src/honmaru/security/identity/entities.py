@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from honmaru.core.clearances import Clearance
@@ -106,6 +106,16 @@ def new_secret(ids: Ids) -> str:
     return base64.b64encode(ids.secret(30)).decode()
 
 
-def key_body(ids: Ids, *, user: str, user_id: str, label: Label) -> dict[str, Any]:
-    """A new access key or bearer key, bound to the label of the sessions that it opens. Its state is the record's."""
-    return {"user": user, "user_id": user_id, "label": label.canonical, "secret": new_secret(ids)}
+def key_body(ids: Ids, *, user: str, user_id: str, label: Label, limits: Sequence[str] = ()) -> dict[str, Any]:
+    """A new access key or bearer key, bound to the label of the sessions that it opens. Its state is the record's.
+
+    `limits` are the clearances of its makers; sessions behind the key stay within each of them. The
+    operator's keys have none.
+    """
+    return {
+        "user": user,
+        "user_id": user_id,
+        "label": label.canonical,
+        "secret": new_secret(ids),
+        "limits": list(limits),
+    }

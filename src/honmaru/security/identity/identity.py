@@ -6,6 +6,8 @@ Invariants:
 - A session made from another dominates it: a subject never lowers itself. Lower work needs a key bound lower.
 - A key that is inactive or gone, or a principal that is gone or no longer cleared, ends every session behind it at
   once: also those of session tokens (stricter than AWS).
+- A key made over the API opens nothing, and is raised to nothing, that its maker was not cleared for: who may make
+  keys for others (a matter of policy) does not thereby gain their clearance.
 - `human` is set from the user behind the chain, never from what a caller states.
 - Unknown, inactive and uncleared credentials are refused with the same words.
 
@@ -101,9 +103,9 @@ class Identity:
         body = record.body
         label = Label.decode(body["label"])
         user = self.directory.principal(entities.USER, body["user"], label, body["user_id"])
-        if user is None or not label.dominates(record.label) or not self._holds(user, label):
+        chain = ((kind, key_id, ""), (entities.USER, body["user"], body["user_id"]))
+        if user is None or not label.dominates(record.label) or not self._chain_holds(chain, label, label):
             raise _unknown()
-        chain = ((kind, key_id, ""), (entities.USER, user.name, user.id))
         return Credential(key_id, body["secret"], self._user_session(user, label, key_id, chain))
 
     def _user_session(
@@ -128,20 +130,28 @@ class Identity:
         session = opened.session
         if not hmac.compare_digest(session.access_key_id.encode(), access_key_id.encode()):
             raise _unknown()
-        for kind, name, unique_id in session.chain:
-            if kind in (entities.ACCESS_KEY, entities.BEARER_KEY):
-                keys = self.directory.records(kind, name)
-                if len(keys) != 1 or keys[0].state != entities.ACTIVE:
-                    raise _unknown()
-                continue
-            principal = self.directory.principal(kind, name, session.label, unique_id)
-            if principal is None or not self._holds(principal, session.label):
-                raise _unknown()
+        if not self._chain_holds(session.chain, session.label, session.label):
+            raise _unknown()
         return opened
 
     def _holds(self, principal: Principal, label: Label) -> bool:
         cleared = principal.clearance is None or may_hold(principal.clearance, label)
         return cleared and ceiling_permits(self._ceiling, label)
+
+    def _chain_holds(self, chain: Sequence[tuple[str, str, str]], at: Label, label: Label) -> bool:
+        """Whether everything behind a session at `at` remains, and is cleared for `label`."""
+        for kind, name, unique_id in chain:
+            if kind in (entities.ACCESS_KEY, entities.BEARER_KEY):
+                keys = self.directory.records(kind, name)
+                if len(keys) != 1 or keys[0].state != entities.ACTIVE:
+                    return False
+                if not all(may_hold(Clearance.parse(limit), label) for limit in keys[0].body.get("limits", ())):
+                    return False
+                continue
+            principal = self.directory.principal(kind, name, at, unique_id)
+            if principal is None or not self._holds(principal, label):
+                return False
+        return ceiling_permits(self._ceiling, label)
 
     # What may it do?
 
@@ -202,21 +212,29 @@ class Identity:
         full |= {f"aws:principaltag/{key.lower()}": value for key, value in tags.items()}
         return full
 
-    def clearance(self, session: Session) -> Clearance | None:
-        """The clearance of the principal that issued the session; None: limited by the ceiling only."""
-        principal = self._principal_of(session)
-        return Clearance() if principal is None else principal.clearance
+    def clearances_behind(self, session: Session) -> list[str]:
+        """The clearances, as text, of everybody behind a session; a role without one adds none.
+
+        A key that this session makes carries them as its limits. Someone who is gone counts as cleared for nothing.
+        """
+        texts: list[str] = []
+        for kind, name, unique_id in session.chain:
+            if kind in (entities.ACCESS_KEY, entities.BEARER_KEY):
+                texts += [
+                    text for record in self.directory.records(kind, name) for text in record.body.get("limits", ())
+                ]
+                continue
+            principal = self.directory.principal(kind, name, session.label, unique_id)
+            text = None if principal is None else principal.tags.get(entities.CLEARANCE_TAG)
+            if text is not None:
+                texts.append(text)
+            elif principal is None or kind == entities.USER:
+                texts.append("UNCLASSIFIED")
+        return list(dict.fromkeys(texts)) if session.chain else ["UNCLASSIFIED"]
 
     def may_grant(self, session: Session, clearance: Clearance) -> bool:
         """Whether everybody behind the session covers a clearance: nobody grants what they do not hold."""
-        for kind, name, unique_id in session.chain:
-            if kind in (entities.USER, entities.ROLE):
-                principal = self.directory.principal(kind, name, session.label, unique_id)
-                if principal is None:
-                    return False
-                if principal.clearance is not None and not principal.clearance.covers(clearance):
-                    return False
-        return bool(session.chain)
+        return all(Clearance.parse(text).covers(clearance) for text in self.clearances_behind(session))
 
     def simulate(
         self,
@@ -369,12 +387,7 @@ class Identity:
                 f"This session is at {caller.label.banner} and cannot become one at {label.banner}: a session never "
                 "lowers itself; sign in with a key bound to the lower label"
             )
-        cleared = self._holds(role, label)
-        for kind, name, unique_id in caller.chain:
-            if kind in (entities.USER, entities.ROLE):
-                principal = self.directory.principal(kind, name, caller.label, unique_id)
-                cleared = cleared and principal is not None and self._holds(principal, label)
-        if not cleared:
+        if not (self._holds(role, label) and self._chain_holds(caller.chain, caller.label, label)):
             raise AccessDenied(
                 f"A session at {label.banner} is refused: the clearance of {caller.principal_arn}, that of "
                 f"{role.arn}, or the ceiling of this enclave does not cover it"

@@ -22,7 +22,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
-from honmaru.security.policy.patterns import arn_matches, compile_arn, compile_pattern, split, substitute
+from honmaru.security.policy.patterns import compile_arn, compile_pattern, split, substitute
 
 KEY = re.compile(r"[A-Za-z0-9_-]+:[^\s*?]{1,256}")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,40}(\.[0-9]{1,40})?")
@@ -76,7 +76,7 @@ def _like(value: Any, variables: bool) -> Test:
 
 def _arn(value: Any, variables: bool) -> Test:
     pattern = compile_arn(str(value), variables=variables)
-    return lambda given, context: bool(arn_matches(pattern, _text(given), context))
+    return lambda given, context: bool(pattern.matches(_text(given), context))
 
 
 def _number(value: Any) -> Decimal:

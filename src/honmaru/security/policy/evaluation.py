@@ -20,7 +20,7 @@ from typing import Any
 
 from honmaru.security.policy.conditions import compile_condition
 from honmaru.security.policy.documents import Document, PolicyKind, Statement, read_policy
-from honmaru.security.policy.patterns import Pattern, arn_matches, compile_arn, glob
+from honmaru.security.policy.patterns import ArnPattern, compile_arn, glob
 
 _SLICE_LIMIT = 4096
 
@@ -74,7 +74,7 @@ class _Compiled:
     allow: bool
     actions: tuple[Callable[[str], bool], ...]
     negated_actions: bool
-    resources: tuple[list[Pattern], ...]
+    resources: tuple[ArnPattern, ...]
     negated_resources: bool
     everything: bool
     principals: Mapping[str, tuple[str, ...]]
@@ -86,7 +86,7 @@ class _Compiled:
 
     def applies(self, resource: str, context: Mapping[str, Any]) -> bool:
         if not self.everything:
-            answers = [arn_matches(pattern, resource, context) for pattern in self.resources]
+            answers = [pattern.matches(resource, context) for pattern in self.resources]
             if self.negated_resources:
                 if any(answers) or (self.allow and None in answers):
                     return False

@@ -146,30 +146,52 @@ def _matcher(parts: tuple[str | int, ...]) -> Matcher:
     return match
 
 
-def compile_arn(text: str, *, variables: bool) -> list[Pattern]:
-    """An ARN pattern as its six components, matched one by one; ["*"] alone matches anything.
+@dataclass(frozen=True, slots=True)
+class ArnPattern:
+    """An ARN pattern as its six components, matched one by one. `everything` is the pattern "*" alone."""
 
-    Raises ValueError when it has not six components.
-    """
+    components: tuple[Pattern, ...]
+    prefix: str
+    """Literal text that every matching ARN starts with: most patterns are refuted by it alone."""
+    everything: bool = False
+
+    def matches(self, arn: str, context: Mapping[str, Any]) -> bool | None:
+        """Whether an ARN matches; None when that depends on a variable that the request does not have."""
+        if self.everything:
+            return True
+        if not arn.startswith(self.prefix):
+            return False
+        given = arn.split(":", 5)
+        if len(given) != 6:
+            return False
+        answer: bool | None = True
+        for part, component in zip(self.components, given, strict=True):
+            matcher = part.resolve(context)
+            if matcher is None:
+                answer = None
+            elif not matcher(component):
+                return False
+        return answer
+
+
+def compile_arn(text: str, *, variables: bool) -> ArnPattern:
+    """Compile an ARN pattern. Raises ValueError when it is neither "*" nor has six components."""
     if text == "*":
-        return [compile_pattern("*", variables=False)]
+        return ArnPattern((), "", everything=True)
     # A colon inside ${...} separates nothing.
     components = re.split(r":(?![^{}]*\})", text, maxsplit=5) if variables else text.split(":", 5)
     if len(components) != 6 or components[0] != "arn":
         raise ValueError(f"{text!r} is not an ARN")
-    return [compile_pattern(component, variables=variables) for component in components]
+    patterns = tuple(compile_pattern(component, variables=variables) for component in components)
+    return ArnPattern(patterns, _literal_prefix(patterns))
 
 
-def arn_matches(pattern: list[Pattern], arn: str, context: Mapping[str, Any]) -> bool | None:
-    """Whether an ARN pattern matches; None when one of its variables is missing."""
-    if len(pattern) == 1:
-        return True
-    components = arn.split(":", 5)
-    answer: bool | None = len(components) == 6
-    for part, component in zip(pattern, components, strict=False):
-        matcher = part.resolve(context)
-        if matcher is None:
-            return None
-        if answer and not matcher(component):
-            answer = False
-    return answer
+def _literal_prefix(patterns: tuple[Pattern, ...]) -> str:
+    prefix = ""
+    for pattern in patterns:
+        for part in pattern.parts:
+            if not isinstance(part, str):
+                return prefix
+            prefix += part
+        prefix += ":"
+    return prefix.removesuffix(":")

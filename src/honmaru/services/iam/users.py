@@ -2,6 +2,7 @@
 
 Invariants:
 - A key made over the API is bound to the label of the session that made it, and its user must be cleared for that.
+- It carries the clearances of its makers as limits, so making a key for somebody never lends their clearance.
 - The secret of a key is answered once, when the key is made.
 """
 
@@ -141,7 +142,13 @@ class Users(Part):
         bound = [key for key in _keys(call, user) if key.body["label"] == label.canonical]
         if len(bound) >= KEYS_LIMIT:
             raise QuotaExceeded(f"Cannot exceed quota for AccessKeysPerUser: {KEYS_LIMIT}", code="LimitExceeded")
-        body = entities.key_body(self.identity.ids, user=user.name, user_id=user.body["id"], label=label)
+        body = entities.key_body(
+            self.identity.ids,
+            user=user.name,
+            user_id=user.body["id"],
+            label=label,
+            limits=self.identity.clearances_behind(call.session),
+        )
         name = self.identity.ids.token("AKIA", 16)
         record = call.records.create(entities.ACCESS_KEY, name, body, entities.ACTIVE)
         return {"AccessKey": {**_key(record), "SecretAccessKey": body["secret"]}}
