@@ -29,7 +29,8 @@ def entry(dtype: str, shape: list[int], begin: int, end: int) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
 
 
-GOOD = file({"a": entry("F32", [2, 2], 0, 16), "b": entry("U8", [3], 16, 19), "__metadata__": {"format": "pt"}}, bytes(19))
+TWO = {"a": entry("F32", [2, 2], 0, 16), "b": entry("U8", [3], 16, 19), "__metadata__": {"format": "pt"}}
+GOOD = file(TWO, bytes(19))
 
 tensors = st.lists(
     st.tuples(st.sampled_from(sorted(DTYPE_BYTES)), st.lists(st.integers(0, 4), max_size=3)), min_size=0, max_size=6

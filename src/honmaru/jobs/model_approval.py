@@ -3,6 +3,7 @@
 Invariants:
 - An import source belongs to a registered package when one path is the other or lies below it, so naming the folder
   of an artifact, or a part of it, does not get around the registry.
+- What is imported is what was approved: the artifact must still have the ETag that the approved version pinned.
 - One version that was rejected forbids the import; of the others at least one must be approved.
 """
 
@@ -19,35 +20,42 @@ if TYPE_CHECKING:
 PACKAGE_KIND = "model-package"
 
 
-def require_approved(sagemaker: GuardedRecords, source_uri: str) -> None:
-    """Raises ValidationFault when `source_uri` is the artifact of registered packages that do not allow its use.
+def require_approved(sagemaker: GuardedRecords, source_uri: str) -> dict[str, set[str]]:
+    """Raises ValidationFault when `source_uri` is the artifact of registered versions that do not allow its use.
 
+    Returns:
+        For each artifact that was approved, by URI: the ETags it had when the approved versions were registered.
     Label: looks at packages at or below the session's label; `sagemaker` are the records of that service.
     """
-    statuses: list[tuple[str, str]] = []
+    undecided: tuple[str, str] | None = None
+    pinned: dict[str, set[str]] = {}
     for record in sagemaker.iterate(PACKAGE_KIND):
-        if any(_overlap(source_uri, url) for url in _artifacts(record.body)):
-            status = str(_member(record.body, "ModelApprovalStatus") or "PendingManualApproval")
-            statuses.append((record.name, status))
-    for wanted in ("Rejected", "Pending"):
-        for name, status in statuses:
-            approved = any(other == "Approved" for _, other in statuses)
-            if status.startswith(wanted) and (wanted == "Rejected" or not approved):
-                raise ValidationFault(
-                    f"{source_uri} is the artifact of model package {name}, whose approval status is {status}; "
-                    "only an approved model package can be imported"
-                )
+        status = record.body.get("ModelApprovalStatus")
+        urls = [url for url in _artifacts(record.body) if _overlap(source_uri, url)]
+        if not status or not urls:
+            continue  # only versions of a group are governed by approval
+        if status == "Approved":
+            etags = record.body.get("artifacts") or {}
+            for url in urls:
+                pinned.setdefault(url, set()).update([etags[url]] if url in etags else [])
+        elif status == "Rejected":
+            raise _refused(source_uri, record.name, status)
+        else:
+            undecided = (record.name, status)
+    if undecided is not None and not pinned:
+        raise _refused(source_uri, *undecided)
+    return pinned
 
 
-def _member(body: Mapping[str, Any], name: str) -> Any:
-    request = body.get("request")
-    if name in body:
-        return body[name]
-    return request.get(name) if isinstance(request, Mapping) else None
+def _refused(source_uri: str, package: str, status: str) -> ValidationFault:
+    return ValidationFault(
+        f"{source_uri} is the artifact of model package {package}, whose approval status is {status}; "
+        "only an approved model package can be imported"
+    )
 
 
 def _artifacts(body: Mapping[str, Any]) -> Iterator[str]:
-    specification = _member(body, "InferenceSpecification") or {}
+    specification = body["request"].get("InferenceSpecification") or {}
     for container in specification.get("Containers") or []:
         if container.get("ModelDataUrl"):
             yield str(container["ModelDataUrl"])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -167,17 +167,20 @@ class ModelImport:
     def _start(self, claim: Claim, session: Session, job_id: str) -> bool:
         """Stage and start; False when the enclave leaves."""
         uri = claim.body["source_uri"]
-        require_approved(self.guard.records(session, "sagemaker"), uri)
+        pinned = require_approved(self.guard.records(session, "sagemaker"), uri)
         shutil.rmtree(self.scratch / job_id, ignore_errors=True)
         ml = self._ml(job_id)
         for folder in ("input/config", "input/data/source", "model", "output", "checkpoints"):
             (ml / folder).mkdir(mode=0o700, parents=True)
         size = 0
-        for name, stored in source_files(self.buckets, session, uri).items():
+        sources = source_files(self.buckets, session, uri)
+        for name, stored in sources.items():
             if claim.leaving:
                 return False
             content = self.buckets.read(session, stored.bucket, stored.key)
             size += trees.write(ml / "input" / "data" / "source" / name, content, MAX_SOURCE_BYTES - size)
+        # Looked at after the bytes were read: what was replaced meanwhile shows.
+        check_pinned(source_files(self.buckets, session, uri), pinned)
         environment = self.environments.named(ENVIRONMENT)
         spec = JobSpec(
             job_id=job_id,
@@ -262,6 +265,17 @@ def source_files(buckets: Buckets, session: Session, uri: str) -> dict[str, Stor
     if sum(found[name].size for name in names) > MAX_SOURCE_BYTES:
         raise ValidationFault(f"the model's files exceed {MAX_SOURCE_BYTES} bytes")
     return {name: found[name] for name in names}
+
+
+def check_pinned(sources: Mapping[str, StoredObject], pinned: Mapping[str, Collection[str]]) -> None:
+    """Raises ValidationFault when an approved artifact is no longer the object that was registered."""
+    for stored in sources.values():
+        etags = pinned.get(f"s3://{stored.bucket}/{stored.key}")
+        if etags and stored.etag.strip('"') not in etags:
+            raise ValidationFault(
+                f"s3://{stored.bucket}/{stored.key} was replaced after its model package was registered; "
+                "register it again and have it approved"
+            )
 
 
 def _within_limit(stored: StoredObject) -> StoredObject:
