@@ -85,7 +85,7 @@ class Workshop:
         self.log_store = LogStore(self.guard, self.clock, self.ids)
         self.logs = Logs(self.log_store)
         self.executor = LocalExecutor(directory / "executor")
-        capacity = Capacity(cores=os.cpu_count() or 1, memory_bytes=4 << 30)
+        capacity = Capacity(cores=os.cpu_count() or 1, memory_bytes=3 << 29)
         environments = Environments(directory / "environments.json", sys.prefix)
         self.training = Training(
             self.identity,
