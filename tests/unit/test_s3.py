@@ -871,6 +871,20 @@ def test_every_operation_states_what_it_asks_of_iam() -> None:
     assert len(written) >= 34
 
 
+def test_every_call_names_its_bucket_and_object_for_the_ledger(client: Client) -> None:
+    def named(operation: str, **request: Any) -> list[tuple[str, str]]:
+        client(operation, Bucket="bucket", **request)
+        assert client.last is not None
+        return client.last.resources
+
+    bucket, key = ("arn:aws-iso:s3:::bucket", "AWS::S3::Bucket"), ("arn:aws-iso:s3:::bucket/k", "AWS::S3::Object")
+    assert named("PutObject", Key="k", Body=b"x") == [key] and client.last is not None
+    assert client.last.details == {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}
+    assert named("ListObjectsV2") == [bucket]
+    assert named("CopyObject", Key="c", CopySource="bucket/k")[1:] == [key]
+    assert named("DeleteObjects", Delete={"Objects": [{"Key": "k"}]}) == [bucket, key]
+
+
 def test_unwritten_members_are_refused_not_ignored(client: Client) -> None:
     with pytest.raises(NotImplementedYet):
         client("DeleteObject", Bucket="bucket", Key="k", MFA="x")

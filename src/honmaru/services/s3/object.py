@@ -287,6 +287,7 @@ def _delete_one(call: Call, commits: buckets.BucketCommits, bucket: str, wanted:
     check_key(wanted["Key"])
     refuse_unwritten({"VersionId": wanted.get("VersionId")})
     call.authorize("s3:DeleteObject", _arn(call, bucket, wanted["Key"]))
+    call.resources.append((_arn(call, bucket, wanted["Key"]), "AWS::S3::Object"))
     contents.remove(call, commits, bucket, wanted["Key"], lambda record: _check_delete(wanted, record))
 
 

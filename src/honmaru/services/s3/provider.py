@@ -24,6 +24,16 @@ def _on(resource: str, actions: Mapping[str, str]) -> dict[str, Target]:
     return {operation: Target(f"s3:{action}", resource) for operation, action in actions.items()}
 
 
+def _noted(call: Call, request: Request) -> Call:
+    """The call, with the bucket or object that it is about put down for its ledger entry."""
+    if "Bucket" in request:
+        key = request.get("Key")
+        path = request["Bucket"] if key is None else f"{request['Bucket']}/{key}"
+        kind = "AWS::S3::Bucket" if key is None else "AWS::S3::Object"
+        call.resources.append((f"arn:{call.session.partition}:s3:::{path}", kind))
+    return call
+
+
 class S3(Provider):
     """One instance serves every session.
 
@@ -119,133 +129,133 @@ class S3(Provider):
     # Buckets
 
     def create_bucket(self, call: Call, request: Request) -> Answer:
-        return bucket.create(call, request)
+        return bucket.create(_noted(call, request), request)
 
     def delete_bucket(self, call: Call, request: Request) -> Answer:
-        return bucket.delete(call, request, self._commits)
+        return bucket.delete(_noted(call, request), request, self._commits)
 
     def head_bucket(self, call: Call, request: Request) -> Answer:
-        return bucket.head(call, request)
+        return bucket.head(_noted(call, request), request)
 
     def list_buckets(self, call: Call, request: Request) -> Answer:
-        return bucket.list_all(call, request)
+        return bucket.list_all(_noted(call, request), request)
 
     def get_bucket_location(self, call: Call, request: Request) -> Answer:
-        return bucket.location(call, request)
+        return bucket.location(_noted(call, request), request)
 
     def get_bucket_tagging(self, call: Call, request: Request) -> Answer:
-        return tagging.get_bucket(call, request)
+        return tagging.get_bucket(_noted(call, request), request)
 
     def put_bucket_tagging(self, call: Call, request: Request) -> Answer:
-        return tagging.put_bucket(call, request)
+        return tagging.put_bucket(_noted(call, request), request)
 
     def delete_bucket_tagging(self, call: Call, request: Request) -> Answer:
-        return tagging.delete_bucket(call, request)
+        return tagging.delete_bucket(_noted(call, request), request)
 
     # Settings of buckets that have one possible value
 
     def get_bucket_versioning(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetBucketVersioning")
+        return bucket.setting(_noted(call, request), request, "GetBucketVersioning")
 
     def get_bucket_logging(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetBucketLogging")
+        return bucket.setting(_noted(call, request), request, "GetBucketLogging")
 
     def get_bucket_accelerate_configuration(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetBucketAccelerateConfiguration")
+        return bucket.setting(_noted(call, request), request, "GetBucketAccelerateConfiguration")
 
     def get_bucket_notification_configuration(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetBucketNotificationConfiguration")
+        return bucket.setting(_noted(call, request), request, "GetBucketNotificationConfiguration")
 
     def get_bucket_request_payment(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetBucketRequestPayment")
+        return bucket.setting(_noted(call, request), request, "GetBucketRequestPayment")
 
     def get_bucket_policy_status(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetBucketPolicyStatus")
+        return bucket.setting(_noted(call, request), request, "GetBucketPolicyStatus")
 
     def get_bucket_ownership_controls(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetBucketOwnershipControls")
+        return bucket.setting(_noted(call, request), request, "GetBucketOwnershipControls")
 
     def get_bucket_encryption(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetBucketEncryption")
+        return bucket.setting(_noted(call, request), request, "GetBucketEncryption")
 
     def get_public_access_block(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetPublicAccessBlock")
+        return bucket.setting(_noted(call, request), request, "GetPublicAccessBlock")
 
     def get_bucket_policy(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetBucketPolicy")
+        return bucket.setting(_noted(call, request), request, "GetBucketPolicy")
 
     def get_bucket_cors(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetBucketCors")
+        return bucket.setting(_noted(call, request), request, "GetBucketCors")
 
     def get_bucket_lifecycle_configuration(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetBucketLifecycleConfiguration")
+        return bucket.setting(_noted(call, request), request, "GetBucketLifecycleConfiguration")
 
     def get_bucket_website(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetBucketWebsite")
+        return bucket.setting(_noted(call, request), request, "GetBucketWebsite")
 
     def get_bucket_replication(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetBucketReplication")
+        return bucket.setting(_noted(call, request), request, "GetBucketReplication")
 
     def get_object_lock_configuration(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(call, request, "GetObjectLockConfiguration")
+        return bucket.setting(_noted(call, request), request, "GetObjectLockConfiguration")
 
     # Objects
 
     def put_object(self, call: Call, request: Request) -> Answer:
-        return objects.put(call, request, self._commits)
+        return objects.put(_noted(call, request), request, self._commits)
 
     def copy_object(self, call: Call, request: Request) -> Answer:
-        return objects.copy(call, request, self._commits)
+        return objects.copy(_noted(call, request), request, self._commits)
 
     def get_object(self, call: Call, request: Request) -> Answer:
-        return objects.get(call, request)
+        return objects.get(_noted(call, request), request)
 
     def head_object(self, call: Call, request: Request) -> Answer:
-        return objects.head(call, request)
+        return objects.head(_noted(call, request), request)
 
     def get_object_attributes(self, call: Call, request: Request) -> Answer:
-        return objects.attributes(call, request)
+        return objects.attributes(_noted(call, request), request)
 
     def delete_object(self, call: Call, request: Request) -> Answer:
-        return objects.delete(call, request, self._commits)
+        return objects.delete(_noted(call, request), request, self._commits)
 
     def delete_objects(self, call: Call, request: Request) -> Answer:
-        return objects.delete_several(call, request, self._commits)
+        return objects.delete_several(_noted(call, request), request, self._commits)
 
     def list_objects(self, call: Call, request: Request) -> Answer:
-        return listing.list_v1(call, request)
+        return listing.list_v1(_noted(call, request), request)
 
     def list_objects_v2(self, call: Call, request: Request) -> Answer:
-        return listing.list_v2(call, request)
+        return listing.list_v2(_noted(call, request), request)
 
     def get_object_tagging(self, call: Call, request: Request) -> Answer:
-        return tagging.get_object(call, request)
+        return tagging.get_object(_noted(call, request), request)
 
     def put_object_tagging(self, call: Call, request: Request) -> Answer:
-        return tagging.put_object(call, request)
+        return tagging.put_object(_noted(call, request), request)
 
     def delete_object_tagging(self, call: Call, request: Request) -> Answer:
-        return tagging.delete_object(call, request)
+        return tagging.delete_object(_noted(call, request), request)
 
     # Multipart uploads
 
     def create_multipart_upload(self, call: Call, request: Request) -> Answer:
-        return multipart.create(call, request, self._ids.token("", 48))
+        return multipart.create(_noted(call, request), request, self._ids.token("", 48))
 
     def upload_part(self, call: Call, request: Request) -> Answer:
-        return multipart.upload_part(call, request, self._commits)
+        return multipart.upload_part(_noted(call, request), request, self._commits)
 
     def upload_part_copy(self, call: Call, request: Request) -> Answer:
-        return multipart.upload_part_copy(call, request, self._commits)
+        return multipart.upload_part_copy(_noted(call, request), request, self._commits)
 
     def complete_multipart_upload(self, call: Call, request: Request) -> Answer:
-        return multipart.complete(call, request, self._commits)
+        return multipart.complete(_noted(call, request), request, self._commits)
 
     def abort_multipart_upload(self, call: Call, request: Request) -> Answer:
-        return multipart.abort(call, request, self._commits)
+        return multipart.abort(_noted(call, request), request, self._commits)
 
     def list_parts(self, call: Call, request: Request) -> Answer:
-        return multipart.list_parts(call, request)
+        return multipart.list_parts(_noted(call, request), request)
 
     def list_multipart_uploads(self, call: Call, request: Request) -> Answer:
-        return multipart.list_uploads(call, request)
+        return multipart.list_uploads(_noted(call, request), request)
