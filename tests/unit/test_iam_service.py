@@ -227,6 +227,41 @@ def test_nobody_grants_more_than_they_hold(account: Account, admin: Session) -> 
     refused("InvalidInput", lambda: account(admin, "CreateUser", UserName="x", Tags=tag("CUI") + tag("CUI")))
 
 
+def test_groups_give_their_policies_to_their_members(account: Account, admin: Session) -> None:
+    arn = account(admin, "CreateGroup", GroupName="lab")["Group"]["Arn"]
+    assert arn == f"arn:aws-iso-b:iam::{ACCOUNT}:group/lab"
+    account(admin, "CreateUser", UserName="ann")
+    ann = account.sign_in("ann")
+    account(admin, "PutGroupPolicy", GroupName="lab", PolicyName="p", PolicyDocument=ALLOW)
+    logs = "arn:aws-iso-b:iam::aws:policy/CloudWatchLogsFullAccess"
+    account(admin, "AttachGroupPolicy", GroupName="lab", PolicyArn=logs)
+
+    def may() -> list[bool]:
+        return [
+            account.identity.authorize(ann, action, "*", {}).allowed for action in ("s3:GetObject", "logs:GetLogEvents")
+        ]
+
+    assert may() == [False, False]
+    account(admin, "AddUserToGroup", GroupName="lab", UserName="ann")
+    assert may() == [True, True]
+    assert [u["UserName"] for u in account(admin, "GetGroup", GroupName="lab")["Users"]] == ["ann"]
+    assert [g["GroupName"] for g in account(admin, "ListGroupsForUser", UserName="ann")["Groups"]] == ["lab"]
+    assert [g["GroupName"] for g in account(admin, "ListGroups")["Groups"]] == ["lab"]
+    assert account(admin, "ListGroupPolicies", GroupName="lab")["PolicyNames"] == ["p"]
+    assert account(admin, "ListAttachedGroupPolicies", GroupName="lab")["AttachedPolicies"][0]["PolicyArn"] == logs
+    assert unquote(account(admin, "GetGroupPolicy", GroupName="lab", PolicyName="p")["PolicyDocument"]) == ALLOW
+    account(admin, "DeleteGroupPolicy", GroupName="lab", PolicyName="p")
+    assert may() == [False, True]
+    refused("DeleteConflict", lambda: account(admin, "DeleteGroup", GroupName="lab"))
+    refused("DeleteConflict", lambda: account(admin, "DeleteUser", UserName="ann"))
+    account(admin, "RemoveUserFromGroup", GroupName="lab", UserName="ann")
+    assert may() == [False, False]
+    refused("DeleteConflict", lambda: account(admin, "DeleteGroup", GroupName="lab"))
+    account(admin, "DetachGroupPolicy", GroupName="lab", PolicyArn=logs)
+    account(admin, "DeleteGroup", GroupName="lab")
+    refused("NoSuchEntity", lambda: account(admin, "GetGroup", GroupName="lab"))
+
+
 def test_roles_from_creation_to_deletion(account: Account, admin: Session) -> None:
     role = account(admin, "CreateRole", RoleName="job", AssumeRolePolicyDocument=TRUST, Description="d")["Role"]
     assert role["RoleId"].startswith("AROA") and role["MaxSessionDuration"] == 3600

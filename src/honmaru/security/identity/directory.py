@@ -111,8 +111,17 @@ class Directory:
         )
 
     def _policies(self, body: Any, label: Label) -> PolicySet:
-        inline = [compile_policy(text, name) for name, text in sorted(body["inline"].items())]
-        return PolicySet.union([*inline, self._attached(body["attached"], label)])
+        """A principal's own policies and those of its groups. A group that is gone or not visible adds nothing."""
+        bodies = [body]
+        for name in body.get("groups", ()):
+            group = self.visible(entities.GROUP, name, label)
+            if group is not None:
+                bodies.append(group.body)
+        sets: list[PolicySet] = []
+        for holder in bodies:
+            sets += [compile_policy(text, name) for name, text in sorted(holder["inline"].items())]
+            sets.append(self._attached(holder["attached"], label))
+        return PolicySet.union(sets)
 
     def _attached(self, arns: list[str], label: Label) -> PolicySet:
         """Attached policies. One that is gone allows nothing."""

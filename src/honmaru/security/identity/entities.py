@@ -1,7 +1,7 @@
 """IAM's records: their kinds, their bodies, and the rules that every writer of them keeps.
 
-Records of service "iam": user, role, policy, access-key, bearer-key. Who makes one over the API makes it at the
-session's label, as with everything else; the local operator's lie at BOTTOM.
+Records of service "iam": user, group, role, policy, access-key, bearer-key; membership lies in the user. Who makes one
+over the API makes it at the session's label, as with everything else; the local operator's lie at BOTTOM.
 
 Invariants:
 - A key's bound label dominates the label of its record and of its user's record, so a low session never depends on a
@@ -22,8 +22,9 @@ from honmaru.core.labels import Label
 from honmaru.ports.runtime import Ids
 
 SERVICE = "iam"
-USER, ROLE, POLICY, ACCESS_KEY, BEARER_KEY = "user", "role", "policy", "access-key", "bearer-key"
-KINDS = frozenset((USER, ROLE, POLICY, ACCESS_KEY, BEARER_KEY))
+USER, GROUP, ROLE, POLICY = "user", "group", "role", "policy"
+ACCESS_KEY, BEARER_KEY = "access-key", "bearer-key"
+KINDS = frozenset((USER, GROUP, ROLE, POLICY, ACCESS_KEY, BEARER_KEY))
 CLEARANCE_TAG = "honmaru:clearance"
 LABEL_TAG = "honmaru:label"
 ACTIVE, INACTIVE = "Active", "Inactive"
@@ -66,7 +67,7 @@ def check_tags(tags: Mapping[str, str]) -> None:
 
 
 def arn(partition: str, account: str, kind: str, path: str, name: str) -> str:
-    """The ARN of a user, role or policy."""
+    """The ARN of a user, group, role or policy."""
     return f"arn:{partition}:iam::{account}:{kind}{path}{name}"
 
 
@@ -81,7 +82,13 @@ def user_body(
         "inline": {},
         "attached": attached,
         "boundary": boundary,
+        "groups": [],
     }
+
+
+def group_body(ids: Ids, *, path: str) -> dict[str, Any]:
+    """A new group: policies that its members have."""
+    return {"id": ids.token("AGPA", 17), "path": path, "inline": {}, "attached": []}
 
 
 def role_body(

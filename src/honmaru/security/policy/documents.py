@@ -23,7 +23,7 @@ from honmaru.security.policy.patterns import compile_arn
 
 DOCUMENT_LIMIT = 131072
 _VERSIONS = ("2012-10-17", "2008-10-17")
-_SID = re.compile(r"[A-Za-z0-9 ]{0,128}")
+_SID = re.compile(r"[A-Za-z0-9]{0,128}")
 _ACTION = re.compile(r"\*|[A-Za-z0-9*?-]+:[A-Za-z0-9*?]+")
 _PRINCIPAL_TYPES = ("AWS", "Service", "Federated", "CanonicalUser")
 _ACCOUNT = re.compile(r"[0-9]{12}")

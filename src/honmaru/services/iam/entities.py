@@ -19,7 +19,7 @@ from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.security.identity import Identity, entities
 
-WORDS = {entities.USER: "user", entities.ROLE: "role", entities.POLICY: "policy"}
+WORDS = {entities.USER: "user", entities.GROUP: "group", entities.ROLE: "role", entities.POLICY: "policy"}
 Item = TypeVar("Item")
 
 
@@ -39,7 +39,7 @@ def find(call: Call, kind: str, name: str) -> Record:
 
 
 def arn_of(call: Call, record: Record) -> str:
-    """The ARN of a user, role or policy."""
+    """The ARN of a user, group, role or policy."""
     s = call.session
     return entities.arn(s.partition, s.account, record.kind, record.body["path"], record.name)
 

@@ -1,4 +1,4 @@
-"""Policies of a user or role: inline, attached, and the permissions boundary. The same rules for both kinds."""
+"""Policies of a user, group or role: inline, attached, and the permissions boundary. The same rules for all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from honmaru.security.identity import Identity, entities
 from honmaru.security.policy import compile_policy
 from honmaru.services.iam.entities import check_size, encoded, find, page, update
 
-INLINE_LIMITS = {entities.USER: 2048, entities.ROLE: 10240}
+INLINE_LIMITS = {entities.USER: 2048, entities.GROUP: 5120, entities.ROLE: 10240}
 ATTACHED_LIMIT = 20
 
 

@@ -50,9 +50,9 @@ def _own(call: Call, arn: str) -> Record:
 
 
 def _attachments(call: Call) -> dict[str, int]:
-    """Policy ARN → number of visible users and roles that have it."""
+    """Policy ARN → number of visible users, groups and roles that have it."""
     counts: dict[str, int] = {}
-    for kind in (entities.USER, entities.ROLE):
+    for kind in (entities.USER, entities.GROUP, entities.ROLE):
         for record in call.records.iterate(kind):
             for arn in record.body["attached"]:
                 counts[arn] = counts.get(arn, 0) + 1

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from honmaru.security.calls import Provider, Target
 from honmaru.security.identity import Identity
+from honmaru.services.iam.groups import Groups
 from honmaru.services.iam.policies import Policies
 from honmaru.services.iam.roles import Roles
 from honmaru.services.iam.simulation import Simulation
@@ -17,6 +18,7 @@ from honmaru.services.iam.users import Users
 
 _USER = "arn:{partition}:iam::{account}:user/{UserName}"
 _ROLE = "arn:{partition}:iam::{account}:role/{RoleName}"
+_GROUP = "arn:{partition}:iam::{account}:group/{GroupName}"
 _POLICY = "arn:{partition}:iam::{account}:policy/{PolicyName}"
 _SELF_AUTHORIZED = ("GetUser", "CreateAccessKey", "ListAccessKeys", "UpdateAccessKey", "DeleteAccessKey")
 
@@ -30,6 +32,7 @@ _RESOURCES: Mapping[str, Sequence[str]] = {
         "DetachUserPolicy",
         "GetUserPolicy",
         "ListAttachedUserPolicies",
+        "ListGroupsForUser",
         "ListUserPolicies",
         "ListUserTags",
         "PutUserPermissionsBoundary",
@@ -37,6 +40,20 @@ _RESOURCES: Mapping[str, Sequence[str]] = {
         "TagUser",
         "UntagUser",
         "UpdateUser",
+    ),
+    _GROUP: (
+        "AddUserToGroup",
+        "AttachGroupPolicy",
+        "CreateGroup",
+        "DeleteGroup",
+        "DeleteGroupPolicy",
+        "DetachGroupPolicy",
+        "GetGroup",
+        "GetGroupPolicy",
+        "ListAttachedGroupPolicies",
+        "ListGroupPolicies",
+        "PutGroupPolicy",
+        "RemoveUserFromGroup",
     ),
     _ROLE: (
         "AttachRolePolicy",
@@ -74,7 +91,7 @@ _RESOURCES: Mapping[str, Sequence[str]] = {
 }
 
 
-class Iam(Users, Roles, Policies, Simulation, Provider):
+class Iam(Users, Groups, Roles, Policies, Simulation, Provider):
     """The IAM service of one enclave."""
 
     service: ClassVar[str] = "iam"

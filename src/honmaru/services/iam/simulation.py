@@ -86,7 +86,7 @@ class Simulation(Part):
         return {"EvaluationResults": answers, "IsTruncated": False}
 
     def get_account_summary(self, call: Call, _request: Request) -> dict[str, Any]:
-        kinds = {"Users": entities.USER, "Roles": entities.ROLE, "Policies": entities.POLICY}
+        kinds = {"Users": entities.USER, "Groups": entities.GROUP, "Roles": entities.ROLE, "Policies": entities.POLICY}
         counts = {name: sum(1 for _ in call.records.iterate(kind)) for name, kind in kinds.items()}
         quotas = {
             "AccessKeysPerUserQuota": KEYS_LIMIT,

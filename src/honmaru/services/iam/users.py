@@ -89,6 +89,8 @@ class Users(Part):
             raise Conflict("Cannot delete entity, must detach all policies first.", code="DeleteConflict")
         if record.body["inline"]:
             raise Conflict("Cannot delete entity, must delete policies first.", code="DeleteConflict")
+        if record.body["groups"]:
+            raise Conflict("Cannot delete entity, must remove users from group first.", code="DeleteConflict")
         if _keys(call, record):
             raise Conflict("Cannot delete entity, must delete access keys first.", code="DeleteConflict")
         call.records.delete(record)
