@@ -247,6 +247,25 @@ def test_two_thousand_tampers_are_found(scene: Scene) -> None:
     assert found.total() == 2000
 
 
+def test_every_byte_of_a_small_ledger_counts(tmp_path: Path) -> None:
+    """Not at random: each byte of each file, one bit flipped, is found."""
+    ledger = Ledger(tmp_path / "ledger", clock=SystemClock(), secret=os.urandom)
+    ledger.append(BOTTOM, {"eventID": "e"}).result(10)
+    ledger.close()
+    for path in files(tmp_path / "ledger"):
+        content = path.read_bytes()
+        step = 1 if len(content) < 600 else 29  # keys and signatures are long: every 29th byte and the last
+        for at in {*range(0, len(content), step), len(content) - 1}:
+            changed = bytearray(content)
+            changed[at] ^= 1 << at % 8
+            path.write_bytes(changed)
+            report = verify.verify(tmp_path / "ledger")
+            # The last frame of a tail may be torn: but its entry is signed, so then it is missed.
+            assert not report.ok, f"byte {at} of {path.relative_to(tmp_path)}"
+        path.write_bytes(content)
+    assert verify.verify(tmp_path / "ledger").ok
+
+
 def test_a_ledger_signed_anew_with_another_key_is_found(scene: Scene, tmp_path: Path) -> None:
     forged = Ledger(tmp_path / "ledger", clock=SystemClock(), secret=os.urandom)
     for number in range(SIZES[-1]):

@@ -298,6 +298,19 @@ def test_long_logs_let_go_of_their_tail_and_recover_from_bundles(
     assert verify.verify(tmp_path / "ledger").ok
 
 
+def test_every_entry_is_signed_before_long_without_another_append(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signer must not look before the first batch is durable and then go to sleep."""
+    monkeypatch.setattr("honmaru.security.ledger.ledger.CHECKPOINT_INTERVAL_S", 0.0)
+    for number in range(15):
+        ledger = open_ledger(tmp_path / str(number))
+        fill(ledger, BOTTOM, 2)
+        log = directory_of(tmp_path / str(number))
+        assert eventually(lambda log=log: StoredLog(log).size == 2)
+        ledger.close()
+
+
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
     ledger = open_ledger(tmp_path)
     with pytest.raises(ConfigurationFault, match="another honmaru process"):

@@ -55,6 +55,7 @@ class Ledger:
         self._clock = clock
         private_directory(directory)
         private_directory(self._heads)
+        self._news = threading.Event()
         self._lock_file = _lock(self._heads / "lock")
         try:
             self.signer = Signer(read_or_create(self._heads / "signing.key", lambda: secret(32)))
@@ -68,7 +69,6 @@ class Ledger:
             raise
         self._guard = threading.Lock()
         self._closing = threading.Event()
-        self._news = threading.Event()
         self._sealer = threading.Thread(target=self._seal, name="ledger-sealer", daemon=True)
         self._sealer.start()
 
@@ -83,8 +83,6 @@ class Ledger:
         body = encode(entry)
         future: Future[Receipt] = Future()
         self._log(label).submit(body, future)
-        if not self._news.is_set():
-            self._news.set()
         return future
 
     @property
@@ -177,7 +175,7 @@ class Ledger:
 
     def _make(self, label: Label) -> Log:
         head = self._heads / f"{label.token}.head"
-        return Log(self._directory / label.token, head, label, self.signer, self._tail_key, self._clock)
+        return Log(self._directory / label.token, head, label, self.signer, self._tail_key, self._clock, self._news.set)
 
     def _stored_labels(self) -> list[Label]:
         """Labels of the logs on disk; every head must have its log."""
@@ -212,8 +210,6 @@ class Ledger:
                         log.seal()
                     except LedgerUnavailable:
                         continue  # the log says so itself, and its writer tries again
-                    if log.unsigned:
-                        self._news.set()
 
 
 def encode(entry: Mapping[str, Any]) -> bytes:

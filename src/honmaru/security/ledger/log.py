@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -61,8 +62,19 @@ class Receipt:
 class Log:
     """A log directory and the thread that writes it. Thread-safe."""
 
-    def __init__(self, directory: Path, head: Path, label: Label, signer: Signer, key: bytes, clock: Clock) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        head: Path,
+        label: Label,
+        signer: Signer,
+        key: bytes,
+        clock: Clock,
+        durable: Callable[[], None],
+    ) -> None:
+        """Touches no disk yet. `durable` is called, from the writer thread, when entries wait for a checkpoint."""
         self.label = label
+        self._durable = durable
         self.directory = directory
         self.origin = signer.verifier.origin(label.token)
         self.files = TileFiles(directory)
@@ -105,10 +117,8 @@ class Log:
 
     @property
     def unsigned(self) -> bool:
-        """Whether entries are on their way that no checkpoint covers yet."""
-        if self._fault is not None:
-            return False
-        return bool(self._queue) or self._checkpoint is None or self._signed < self._size
+        """Whether entries are durable that no checkpoint covers yet."""
+        return self._fault is None and self._signed < self._size
 
     def open(self) -> None:
         """Recover an existing log now, or make it. Raises IntegrityFault or OSError."""
@@ -256,6 +266,7 @@ class Log:
         with self._condition:
             self._recent += entries
             self._size += len(entries)
+        self._durable()
         for index, (_, future) in enumerate(batch, first):
             if not future.cancelled():
                 future.set_result(Receipt(self.label, index))

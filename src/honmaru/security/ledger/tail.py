@@ -2,8 +2,8 @@
 
 A segment file `tail/<index of its first entry, 20 digits>` is a sequence of frames:
 
-    "HMF1" · first index (8) · count (4) · payload bytes (4) · SHA-384 of what is before and after (48) ·
-    HMAC-SHA-384 over origin and frame (48) · payload: entries in bundle form
+    "HMF1" · first index (8) · count (4) · payload bytes (4) · SHA-384 of all the rest (48) ·
+    HMAC-SHA-384 of origin, head and payload (48) · payload: entries in bundle form
 
 Invariants:
 - A frame counts when it is whole. The last frame of the last segment may be torn by a crash: it is cut off. A broken
@@ -43,7 +43,8 @@ def frame(key: TailKey, first: int, entries: list[bytes]) -> bytes:
     """One frame with entries from index `first` on."""
     payload = pack(entries)
     head = _HEAD.pack(MAGIC, first, len(entries), len(payload))
-    return b"".join((head, hashlib.sha384(head + payload).digest(), key.tag(head, payload), payload))
+    tag = key.tag(head, payload)
+    return b"".join((head, hashlib.sha384(head + tag + payload).digest(), tag, payload))
 
 
 def segment_path(directory: Path, first: int) -> Path:
@@ -91,7 +92,7 @@ def _parse(content: bytes, at: int, first: int | None, key: TailKey) -> tuple[in
     payload = content[start : start + length]
     digest = content[at + _HEAD.size : at + _HEAD.size + 48]
     tag = content[at + _HEAD.size + 48 : start]
-    if hashlib.sha384(head + payload).digest() != digest or not hmac.compare_digest(key.tag(head, payload), tag):
+    if hashlib.sha384(head + tag + payload).digest() != digest or not hmac.compare_digest(key.tag(head, payload), tag):
         return None
     entries = unpack(payload)
     return (_FRAME + length, entries) if len(entries) == count else None

@@ -608,7 +608,8 @@ def _frame(content: bytes, at: int, index: int | None) -> tuple[int, list[bytes]
     payload = content[start : start + length]
     if magic != b"HMF1" or count == 0 or len(payload) != length or (index is not None and first != index):
         return None
-    if hashlib.sha384(head + payload).digest() != content[at + _FRAME.size : at + _FRAME.size + 48]:
+    digest, tag = content[at + _FRAME.size : at + _FRAME.size + 48], content[at + _FRAME.size + 48 : start]
+    if hashlib.sha384(head + tag + payload).digest() != digest:
         return None
     entries = _unpack(payload)
     return (_FRAME_BYTES + length, entries) if entries is not None and len(entries) == count else None
