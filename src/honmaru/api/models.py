@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SERVICES = (
     "bedrock",
     "bedrock-runtime",
+    "braket",
     "cloudtrail",
     "iam",
     "logs",

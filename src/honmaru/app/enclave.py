@@ -18,6 +18,7 @@ from typing import Any
 
 from honmaru.app import run_files
 from honmaru.app.operator import OperatorServer
+from honmaru.app.quantum import Quantum, quantum_environment
 from honmaru.app.runtime import SystemClock, SystemIds
 from honmaru.app.settings import DEFAULT_REGION, Settings
 from honmaru.core.errors import ConfigurationFault
@@ -79,7 +80,8 @@ class Enclave:
             ids=self.ids,
             keyring=keyring,
         )
-        self.environments = Environments(data / "environments.json")
+        quantum = quantum_environment()
+        self.environments = Environments(data / "environments.json", quantum=quantum)
         self.executor = LocalExecutor(data / "executor", bwrap=_bwrap())
         commits = BucketCommits()
         buckets = S3Buckets(self.guard, self.identity, self.ledger, self.clock, self.ids, commits)
@@ -109,8 +111,9 @@ class Enclave:
             scratch=data / "scratch",
             cores=capacity.cores,
         )
+        self.quantum = Quantum(self, buckets, logs, capacity, quantum)
         self.supervisor = Supervisor(
-            [training, model_import], self.guard, clock=self.clock, ids=self.ids, owner=self.account
+            [training, model_import, self.quantum.jobs], self.guard, clock=self.clock, ids=self.ids, owner=self.account
         )
         self.model_servers = ModelServers(
             self.guard,
@@ -131,6 +134,7 @@ class Enclave:
             CloudTrail(self.ledger),
             Bedrock(self.identity, wake, self.model_servers, self.ids),
             BedrockRuntime(self.model_servers, self.clock),
+            self.quantum.provider(wake),
         )
         self.limits = Limits()
         self.gateway = Gateway(
@@ -175,6 +179,7 @@ class Enclave:
         self.guard.sweep_blobs()
         self.model_servers.recover()
         self.identity.bootstrap()
+        self.quantum.tasks.start()
         self.supervisor.start()
         operator = OperatorServer(self, self.settings.data / "run" / "operator.sock")
 
@@ -198,6 +203,7 @@ class Enclave:
             run_files.withdraw(self.settings.data)
             operator.close()
             self.supervisor.stop()
+            self.quantum.tasks.stop()
             self.model_servers.close()
             self.ledger.close()
             self.records.close()

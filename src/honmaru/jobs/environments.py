@@ -32,6 +32,7 @@ _BUILT_IN = (
     ("honmaru-lm", "honmaru.workloads.language_model", "Pretrains a Llama-architecture language model on UTF-8 text."),
     ("serve", "honmaru.workloads.server", "The embedded model server."),
 )
+_QUANTUM = ("braket", "honmaru.workloads.quantum.job", "Quantum simulators and hybrid jobs (`make install-quantum`).")
 
 
 class Environments:
@@ -40,15 +41,20 @@ class Environments:
     Args:
         file: DATA/environments.json: {name: {"prefix", "digest", "entry_module", "description"}}; may be absent.
         prefix: The Python environment (sys.prefix) behind the built-in environments.
+        quantum: The Python environment behind `braket`; None when it is not installed.
     Raises:
         ConfigurationFault: the file does not parse, with every entry that is wrong.
     """
 
-    def __init__(self, file: Path, prefix: str = sys.prefix) -> None:
+    def __init__(self, file: Path, prefix: str = sys.prefix, quantum: Path | None = None) -> None:
         self._file = file
         digest = installed_digest(Path(prefix))
         self._known = {name: Environment(name, prefix, digest, entry, text) for name, entry, text in _BUILT_IN}
-        self._known.update(_read(file, frozenset(self._known)))
+        if quantum is not None:
+            name, entry, text = _QUANTUM
+            self._known[name] = Environment(name, str(quantum), installed_digest(quantum), entry, text)
+        self._built_in = frozenset({*self._known, _QUANTUM[0]})
+        self._known.update(_read(file, self._built_in))
 
     def all(self) -> list[Environment]:
         """All environments, by name."""
@@ -79,7 +85,7 @@ class Environments:
 
     def add(self, environment: Environment) -> None:
         """Register an environment and store it in the file. Raises ValidationFault for a built-in or bad one."""
-        if environment.name in {name for name, _, _ in _BUILT_IN}:
+        if environment.name in self._built_in:
             raise ValidationFault(f"environment {environment.name!r} is built in")
         problem = _problem(environment)
         if problem:
@@ -90,7 +96,7 @@ class Environments:
         stored = {
             known.name: {key: value for key, value in asdict(known).items() if key != "name"}
             for known in self.all()
-            if known.name not in {name for name, _, _ in _BUILT_IN}
+            if known.name not in self._built_in
         }
         partial = self._file.with_suffix(".partial")
         partial.write_text(json.dumps(stored, indent=2) + "\n")

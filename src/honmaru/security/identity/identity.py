@@ -344,6 +344,13 @@ class Identity:
             self._role_session(role, label, session_name, human), chain=((entities.ROLE, role.name, role.id),)
         )
 
+    def service_credential(self, session: Session, duration_s: int) -> TemporaryCredential:
+        """Keys for a session that `service_session` made: what the code of a hybrid job signs its requests with.
+
+        They open exactly that session, at its label, and end with the role behind it.
+        """
+        return self._issue(session, duration_s)
+
     def _trusted(self, caller: Session, role: Principal, request: AssumeRole) -> bool:
         """The role's trust policy and the caller's own policies, as AWS combines them within one account."""
         trust = role.trust

@@ -1,0 +1,94 @@
+"""The quantum part of an enclave, joined: devices, warm workers, tasks, hybrid jobs and the Braket service.
+
+Without the quantum environment everything is joined all the same; Braket's operations then name the repair.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from honmaru.core.sessions import Session
+from honmaru.jobs.hybrid_job import HybridJob
+from honmaru.jobs.instances import Capacity
+from honmaru.jobs.job_broker import Endpoint, JobBrokers
+from honmaru.jobs.quantum_devices import DEVICES_FILE, devices_of
+from honmaru.jobs.quantum_spending import Spending
+from honmaru.jobs.quantum_task import QuantumTasks
+from honmaru.jobs.quantum_workers import QuantumWorkers
+from honmaru.ports.buckets import Buckets
+from honmaru.ports.logs import LogSink
+from honmaru.services.braket import Braket
+
+if TYPE_CHECKING:
+    from honmaru.app.enclave import Enclave
+
+
+def quantum_environment() -> Path | None:
+    """The environment that `make install-quantum` made beside this one; None when it is not there or not complete."""
+    prefix = Path(sys.prefix).with_name(".venv-quantum")
+    return prefix if (prefix / DEVICES_FILE).exists() else None
+
+
+class Quantum:
+    """The parts; `tasks` is started and stopped by the enclave, `jobs` is run by its supervisor."""
+
+    def __init__(
+        self, enclave: Enclave, buckets: Buckets, logs: LogSink, capacity: Capacity, environment: Path | None
+    ) -> None:
+        self._enclave, self._capacity = enclave, capacity
+        self._devices = devices_of(capacity, enclave.partition.name, environment)
+        self._spending = Spending()
+        workers = QuantumWorkers(
+            enclave.executor,
+            enclave.environments,
+            enclave.clock,
+            enclave.ids,
+            enclave.settings.data / "quantum",
+            cores=capacity.cores,
+            memory_bytes=int(capacity.memory_bytes * 0.75),
+        )
+        self.tasks = QuantumTasks(
+            enclave.guard, buckets, workers, self._devices, self._spending, enclave.clock, cores=capacity.cores
+        )
+        self.jobs = HybridJob(
+            roles=enclave.identity,
+            buckets=buckets,
+            logs=logs,
+            ledger=enclave.ledger,
+            environments=enclave.environments,
+            executor=enclave.executor,
+            brokers=JobBrokers(enclave.settings.data / "brokers", self._endpoint, self._issue),
+            clock=enclave.clock,
+            ids=enclave.ids,
+            scratch=enclave.settings.data / "scratch",
+            capacity=capacity,
+        )
+
+    def provider(self, wake: Callable[[], None]) -> Braket:
+        enclave = self._enclave
+        return Braket(
+            self._devices,
+            self.tasks,
+            self._spending,
+            enclave.identity,
+            enclave.environments,
+            self._capacity,
+            enclave.ids,
+            wake,
+        )
+
+    def _endpoint(self) -> Endpoint:
+        enclave = self._enclave
+        return Endpoint(enclave.settings.host, enclave.port, enclave.tls.ca if enclave.tls else None)
+
+    def _issue(self, session: Session, seconds: int) -> dict[str, str]:
+        issued = self._enclave.identity.service_credential(session, seconds)
+        return {
+            "AccessKeyId": issued.access_key_id,
+            "SecretAccessKey": issued.secret_access_key,
+            "Token": issued.session_token,
+            "Expiration": issued.expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }

@@ -1,0 +1,149 @@
+"""The way out of a hybrid job's sandbox: a directory of UNIX sockets, and nothing else.
+
+`aws` carries bytes to this enclave's own endpoint, where they are a client's like any other: signed, authorised,
+labelled, recorded. `credentials` hands out short-lived credentials of the job's role at the job's label.
+
+Invariants:
+- A broker leads to this enclave only; who is connected to it is nobody until a request is signed.
+- Credentials are made when they are asked for, live an hour at most, and are never written to a disk.
+- Number of connections and of bytes under way are bounded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from honmaru.core.sessions import Session
+
+RELAY, CREDENTIALS = "aws", "credentials"
+CREDENTIALS_S = 3600
+_CONNECTIONS = 64
+_CHUNK = 1 << 16
+_IDLE_S = 900.0
+
+Issue = Callable[[Session, int], Mapping[str, str]]
+"""(session, seconds) → {"AccessKeyId", "SecretAccessKey", "Token", "Expiration"}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where this enclave answers. `ca` is the file of its private CA; None for plain http."""
+
+    host: str
+    port: int
+    ca: Path | None
+
+
+class JobBrokers:
+    """The brokers of an enclave's jobs. Thread-safe.
+
+    Args:
+        directory: Where sockets live; 0700.
+        endpoint: Asked for each connection: the port is known only when the enclave answers.
+    """
+
+    def __init__(self, directory: Path, endpoint: Callable[[], Endpoint], issue: Issue) -> None:
+        self._directory, self._endpoint, self._issue = directory, endpoint, issue
+        self._open: dict[str, list[socket.socket]] = {}
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(_CONNECTIONS)
+
+    def folder(self, job_id: str) -> Path:
+        """The directory to mount into the sandbox."""
+        return self._directory / job_id
+
+    def open(self, job_id: str, session: Session) -> Path:
+        """Listen for a job, which may run already (the enclave was restarted). Idempotent; returns the folder."""
+        folder = self.folder(job_id)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._lock:
+            if job_id in self._open:
+                return folder
+            sockets = [_listen(folder, RELAY), _listen(folder, CREDENTIALS)]
+            self._open[job_id] = sockets
+        for listener, serve in zip(sockets, (self._relay, lambda c: self._hand_out(c, session)), strict=True):
+            threading.Thread(target=self._accept, args=(listener, serve), name=f"broker-{job_id}", daemon=True).start()
+        return folder
+
+    def close(self, job_id: str) -> None:
+        """Stop listening and remove the sockets. Connections end with the sandbox."""
+        with self._lock:
+            sockets = self._open.pop(job_id, [])
+        for listener in sockets:
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+        shutil.rmtree(self.folder(job_id), ignore_errors=True)
+
+    def _accept(self, listener: socket.socket, serve: Callable[[socket.socket], None]) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            if not self._slots.acquire(blocking=False):
+                connection.close()
+                continue
+            threading.Thread(target=self._served, args=(connection, serve), name="broker", daemon=True).start()
+
+    def _served(self, connection: socket.socket, serve: Callable[[socket.socket], None]) -> None:
+        try:
+            with connection:
+                connection.settimeout(_IDLE_S)
+                serve(connection)
+        except (OSError, ssl.SSLError):
+            pass  # either side went away
+        finally:
+            self._slots.release()
+
+    def _hand_out(self, connection: socket.socket, session: Session) -> None:
+        connection.sendall(json.dumps(dict(self._issue(session, CREDENTIALS_S))).encode())
+
+    def _relay(self, inside: socket.socket) -> None:
+        endpoint = self._endpoint()
+        with socket.create_connection((endpoint.host, endpoint.port), timeout=_IDLE_S) as plain:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            outside = plain
+            if endpoint.ca is not None:
+                context = ssl.create_default_context(cafile=str(endpoint.ca))
+                outside = context.wrap_socket(plain, server_hostname=endpoint.host)
+            with outside:
+                back = threading.Thread(target=_pump, args=(outside, inside), daemon=True)
+                back.start()
+                _pump(inside, outside)
+                back.join(_IDLE_S)
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    """Copy until either side ends; then end the other direction too."""
+    try:
+        while data := source.recv(_CHUNK):
+            sink.sendall(data)
+    except (OSError, ssl.SSLError, ValueError):
+        pass
+    for each in (source, sink):
+        with suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+
+
+def _listen(folder: Path, name: str) -> socket.socket:
+    (folder / name).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    # A socket path holds at most 107 bytes; through /proc the folder may lie as deep as it likes.
+    handle = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        listener.bind(f"/proc/self/fd/{handle}/{name}")
+    finally:
+        os.close(handle)
+    (folder / name).chmod(0o600)
+    listener.listen(_CONNECTIONS)
+    return listener
