@@ -137,18 +137,22 @@ def test_max_runtime_ends_in_stopped_and_keeps_what_was_saved(shop: Workshop) ->
     assert unpacked(shop.object("out/long/output/model.tar.gz")) == {"m": b"saved"}
 
 
+FILL = """
+import os, time
+for number in range(99):
+    with open(f"/opt/ml/model/{number}", "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, 1 << 28)
+time.sleep(60)
+"""
+
+
 @pytest.mark.parametrize(
     ("name", "code", "reason"),
     [
         ("crash", "raise ValueError('the data are empty')", "the data are empty"),
         ("told", "import sys; open('/opt/ml/output/failure','w').write('I know why'); sys.exit(7)", "I know why"),
         ("memory", "kept = []\nwhile True: kept.append(b'x' * (64 << 20))", "more memory|MemoryError"),
-        (
-            "quota",
-            "import os\nfor i in range(99):\n f = open(f'/opt/ml/model/{i}', 'wb'); os.posix_fallocate(f.fileno(), 0, 1 << 28)"
-            "\nimport time; time.sleep(60)",
-            "VolumeSizeInGB",
-        ),
+        ("quota", FILL, "VolumeSizeInGB"),
         ("network", "import urllib.request; urllib.request.urlopen('http://192.0.2.1', timeout=3)", "unreachable"),
         ("bomb", "import os\nwhile True:\n try: os.fork()\n except OSError: pass", "more processes"),
         ("planted", "import os, sys; os.symlink('/etc/passwd', '/opt/ml/output/failure'); sys.exit(1)", "exit code: 1"),
@@ -315,7 +319,6 @@ def test_a_regular_expression_that_never_ends_does_not_stop_the_job(
 def test_lists_filter_sort_and_page(shop: Workshop) -> None:
     for number in range(5):
         shop.train(f"page-{number}", "true")
-        shop.wait(f"page-{number}")
     names: list[str] = []
     request: dict[str, Any] = {"NameContains": "PAGE-", "MaxResults": 2, "SortBy": "Name", "SortOrder": "Descending"}
     while True:

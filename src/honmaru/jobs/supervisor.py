@@ -29,6 +29,9 @@ _log = logging.getLogger(__name__)
 ATTEMPTS = 3
 """Runs of one job that may end in a platform fault before the job is failed."""
 
+BACKOFF_S = 1.0
+"""Wait before the first of these runs is repeated; doubled each time."""
+
 _Key = tuple[str, str, str, str, str]
 
 
@@ -170,7 +173,7 @@ class Supervisor:
         except Exception as fault:  # a platform fault: nothing about the job itself is known to be wrong
             _log.exception("%s %s: a run failed", kind.kind, claim.record.name)
             self._faults[key] = self._faults.get(key, 0) + 1
-            self._not_before[key] = self._clock.monotonic() + 2.0 ** self._faults[key]
+            self._not_before[key] = self._clock.monotonic() + BACKOFF_S * 2.0 ** self._faults[key]
             if self._faults[key] >= ATTEMPTS:
                 reason = fault.message if isinstance(fault, HonmaruError) else type(fault).__name__
                 self._fail(kind, claim, f"InternalServerError: {reason}. Please try again.")
