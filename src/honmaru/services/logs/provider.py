@@ -15,7 +15,7 @@ from honmaru.core.errors import Conflict, NotFound, ValidationFault
 from honmaru.ports.logs import LogEvent
 from honmaru.security.calls import Call, Provider, Target
 from honmaru.security.guard import Record
-from honmaru.services.logs import reading
+from honmaru.services.logs import queries, reading
 from honmaru.services.logs.store import GROUP, LogStore, name_of
 
 Request = Mapping[str, Any]
@@ -44,6 +44,7 @@ class Logs(Provider):
         "DescribeLogStreams": Target("logs:DescribeLogStreams", _ANY),
         "GetLogEvents": Target("logs:GetLogEvents", _ANY),
         "FilterLogEvents": Target("logs:FilterLogEvents", _ANY),
+        "StartQuery": Target("logs:StartQuery", _ANY),
     }
 
     def __init__(self, store: LogStore) -> None:
@@ -143,6 +144,17 @@ class Logs(Provider):
         else:
             streams = list(self._store.streams(call.records, group.name, request.get("logStreamNamePrefix") or ""))
         return reading.filtered(self._store, call.records, streams, request)
+
+    def start_query(self, call: Call, request: Request) -> dict[str, Any]:
+        names = [*(request.get("logGroupNames") or ()), *(request.get("logGroupIdentifiers") or ())]
+        if request.get("logGroupName"):
+            names.append(request["logGroupName"])
+        if not names:
+            raise _invalid("name at least one log group")
+        return queries.start(call, request, [self._group(call, {"logGroupIdentifier": name}) for name in names])
+
+    def get_query_results(self, call: Call, request: Request) -> dict[str, Any]:
+        return queries.results(call, request, self._store, lambda name: self._group(call, {"logGroupIdentifier": name}))
 
     def _group(self, call: Call, request: Request) -> Record:
         name = request.get("logGroupName") or str(request.get("logGroupIdentifier") or "")
