@@ -23,7 +23,7 @@ from honmaru.api.plans import WireRequest
 from honmaru.gateway.aws.routing import RestRouter
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sampling import SKIP, sample  # noqa: E402
+from sampling import SKIP, sample
 
 LOADER = botocore.loaders.Loader()
 

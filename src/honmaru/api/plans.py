@@ -217,7 +217,10 @@ def _rest(operation: Operation) -> _Codec:
     read_body = _rest_body_reader(operation, json)
 
     def read(request: WireRequest) -> Members:
-        members = read_parts(request)
+        try:
+            members = read_parts(request)
+        except Misread as misread:  # not in the body: S3 calls it an argument, not malformed XML
+            raise ValidationFault(misread.message, code="SerializationException" if json else None) from None
         if read_body is not None:
             read_body(request, members)
         return members

@@ -148,9 +148,6 @@ class Pipeline:
         operation = _known(exchange.operation)
         bound = self._bound[operation]
         members = exchange.members
-        for token in operation.plan.tokens:
-            if token not in members:
-                members[token] = self.ids.uuid()
         call = exchange.call = Call(
             session=_known(exchange.session),
             service=operation.service.name,

@@ -363,6 +363,9 @@ class AwsWire:
         members = plan.read(
             WireRequest(exchange.query, exchange.headers, exchange.labels, exchange.body, exchange.upload)
         )
+        for token in plan.tokens:
+            if token not in members:
+                members[token] = self._pipeline.ids.uuid()
         plan.check(members)
         exchange.members = members
         owner = members.get("ExpectedBucketOwner") if operation.service.name == "s3" else None
