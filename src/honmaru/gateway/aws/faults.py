@@ -89,6 +89,11 @@ _SERVICES: Mapping[str, Mapping[type[Exception], _Row]] = {
         errors.EngineFailed: ("ModelErrorException", 424),
     },
     "iam": {errors.HonmaruError: ("ServiceFailure", 500)},
+    "braket": {
+        errors.StoreUnavailable: ("InternalServiceException", 500),
+        errors.LedgerUnavailable: ("InternalServiceException", 500),
+        errors.HonmaruError: ("InternalServiceException", 500),
+    },
 }
 
 _STATUS: Mapping[str, int] = {
