@@ -36,6 +36,7 @@ def main() -> int:
     # The sandbox has no network; these keep the libraries from trying.
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ[name] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would take cores from the enclave
     threads = arguments.threads or len(os.sched_getaffinity(0))
     try:
         vocabulary = Vocabulary(arguments.model)
