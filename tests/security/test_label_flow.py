@@ -36,7 +36,7 @@ SESSIONS = [
     )
 ]
 BUCKETS, KEYS = ("bucket-1", "bucket-2"), ("a", "a/b", "d")
-ROUNDS = 300 if os.environ.get("HONMARU_LONG") == "1" else 8
+ROUNDS = 300 if os.environ.get("HONMARU_LONG") == "1" else 6
 LENGTH = 80
 
 

@@ -93,7 +93,8 @@ class Keep:
     url: str = ""
     clock: SteppedClock = field(default_factory=SteppedClock)
     ids: SeededIds = field(default_factory=SeededIds)
-    ledger: MemoryLog = field(default_factory=MemoryLog)
+    ledger: Any = field(default_factory=MemoryLog)
+    """A MemoryLog, or a real `security.ledger.Ledger`."""
 
     def __post_init__(self) -> None:
         self.directory.chmod(0o700)
