@@ -179,7 +179,6 @@ class Log:
                 try:
                     self._hash()
                     self._publish()
-                    sync_files(self.directory, self._unsynced)
                 except OSError as error:
                     self._fail(error)
             if self._tail is not None:
