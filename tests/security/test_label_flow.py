@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from honmaru.security.guard import Guard, GuardedRecords, Record
 from honmaru.services.s3 import bucket as bucket_module
 from honmaru.services.s3.bucket import BucketCommits
 from honmaru.services.s3.provider import S3
-from honmaru.testing.keep import Keep, Upload, session
+from honmaru.testing.keep import Keep, Upload, quick_directory, session
 
 SESSIONS = [
     session(marking, name=f"user{number}")
@@ -177,6 +177,12 @@ def s3_step(world: World, action: Action) -> str:
 
 
 STEPS = {"guard": guard_step, "s3": s3_step}
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_directory() as directory:
+        yield directory
 
 
 @pytest.mark.parametrize("over", STEPS)

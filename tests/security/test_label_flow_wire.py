@@ -11,7 +11,7 @@ import io
 import os
 import random
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from honmaru.services.s3.bucket import BucketCommits
 from honmaru.services.s3.provider import S3
 from honmaru.services.sagemaker import SageMaker
 from honmaru.services.sts import Sts
-from honmaru.testing.keep import ACCOUNT, Keep
+from honmaru.testing.keep import ACCOUNT, Keep, quick_directory
 
 REGION = "us-isob-east-1"
 MARKINGS = ("UNCLASSIFIED", "CONFIDENTIAL", "SECRET", "SECRET//SI", "SECRET//TK")
@@ -259,6 +259,12 @@ def first_difference(directory: Path, clients: Clients, seed: int) -> str | None
         if with_high[number] != shown:
             return f"seed {seed}, observer {observer}, action {number}: {with_high[number]} != {shown}"
     return None
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_directory() as directory:
+        yield directory
 
 
 @pytest.fixture(scope="module")

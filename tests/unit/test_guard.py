@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +23,17 @@ from honmaru.core.errors import (
 from honmaru.core.labels import Label
 from honmaru.security.crypto.keyring import Keyring
 from honmaru.security.guard import Creation, Record, Removal, Revision
-from honmaru.testing.keep import Keep, session
+from honmaru.testing.keep import Keep, quick_directory, session
 
 U, C, S, TS = (session(marking) for marking in ("UNCLASSIFIED", "CONFIDENTIAL", "SECRET", "TOP SECRET"))
 SI, TK = session("SECRET//SI"), session("SECRET//TK")
 BOTH = session("SECRET//SI/TK")
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_directory() as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -146,8 +153,8 @@ _markings = ("UNCLASSIFIED", "CONFIDENTIAL", "SECRET", "SECRET//SI", "SECRET//TK
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_lists_agree_with_gets_page_by_page(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    keep = Keep(tmp_path_factory.mktemp("keep"))
+def test_lists_agree_with_gets_page_by_page(tmp_path: Path, data: st.DataObject) -> None:
+    keep = Keep(Path(tempfile.mkdtemp(dir=tmp_path)))
     for name, marking in data.draw(
         st.sets(st.tuples(st.text("ab/", min_size=1, max_size=3), st.sampled_from(_markings)))
     ):

@@ -25,7 +25,7 @@ from honmaru.security.calls import Call
 from honmaru.services.s3.access import S3Buckets
 from honmaru.services.s3.bucket import BucketCommits, check_name
 from honmaru.services.s3.provider import S3
-from honmaru.testing.keep import Keep, Upload, session
+from honmaru.testing.keep import Keep, Upload, quick_directory, session
 
 U, S, TS = (session(marking) for marking in ("UNCLASSIFIED", "SECRET", "TOP SECRET"))
 MIB = 1 << 20
@@ -56,6 +56,12 @@ class Client:
 
     def get(self, key: str, **request: Any) -> bytes:
         return b"".join(self("GetObject", Bucket="bucket", Key=key, **request)["Body"])
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    with quick_directory() as directory:
+        yield directory
 
 
 @pytest.fixture

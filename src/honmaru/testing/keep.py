@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +27,15 @@ from honmaru.stores.records_sql import SqlRecordStore
 ACCOUNT = "123456789012"
 _EPOCH = datetime(2030, 1, 1, tzinfo=UTC)
 _ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
+
+
+@contextmanager
+def quick_directory() -> Iterator[Path]:
+    """A directory in memory where there is one: for tests of behaviour, which must not pay for fsync."""
+    memory = Path("/dev/shm")  # noqa: S108 - a private directory is made inside
+    parent = memory if os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="honmaru-test-", dir=parent) as name:
+        yield Path(name)
 
 
 class SteppedClock:
