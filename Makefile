@@ -12,8 +12,8 @@ help: ## this text
 quickstart: install system ## set up, train, approve, import and ask a model; leaves the enclave running
 	@$(BIN)/honmaru quickstart
 
-stop: ## stop the enclave that quickstart left running
-	@$(BIN)/honmaru down
+stop: ## stop the enclave that quickstart left running, and its jobs
+	@$(BIN)/honmaru down --jobs
 
 ##@ Develop it
 install: ## the locked environment in .venv

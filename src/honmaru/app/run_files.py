@@ -67,5 +67,22 @@ def published(data: Path) -> dict[str, Any] | None:
     return facts if facts.get("pid") == pid else None
 
 
+def running_sandboxes(data: Path, *, stop: bool = False) -> list[str]:
+    """Ids of the jobs that run in sandboxes although the enclave may be down; `stop` ends them within their grace.
+
+    A stopped job is recorded as stopped when the enclave starts again.
+    """
+    from honmaru.executors.local import LocalExecutor
+
+    if not (data / "executor").is_dir():
+        return []
+    executor = LocalExecutor(data / "executor")
+    jobs = executor.running()
+    if stop:
+        for job in jobs:
+            executor.stop(job, grace_s=5.0)
+    return jobs
+
+
 def withdraw(data: Path) -> None:
     (data / "run" / "enclave.json").unlink(missing_ok=True)

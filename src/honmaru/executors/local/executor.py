@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import honmaru
@@ -50,16 +51,44 @@ class LocalExecutor:
             raise ValidationFault("a job needs at least one instance and a command")
         folder = self._folder(spec.job_id)
         folder.mkdir(mode=0o700, exist_ok=True)
-        if files.load(folder / files.STATUS) is not None:
-            return
         bwrap = shutil.which(self._bwrap)
         if bwrap is None:
             raise ExecutorLost(f"{self._bwrap!r} is not installed: install bubblewrap; nothing was run")
+        lock = self._lock_for_start(folder)
+        if lock is None:
+            return
+        try:
+            self._run_runner(spec, folder, lock, bwrap)
+        finally:
+            os.close(lock)
+
+    def _lock_for_start(self, folder: Path) -> int | None:
+        """The job's lock, or None when it has run or runs. Waits for another's start to come out either way."""
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        lock = os.open(folder / files.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        while True:
+            held = _try_lock(lock, fcntl.LOCK_EX)
+            if files.load(folder / files.STATUS) is not None:
+                os.close(lock)
+                return None
+            if held:
+                return lock
+            if time.monotonic() > deadline:
+                os.close(lock)
+                raise ExecutorLost(f"another start of job {folder.name} does not come to an end")
+            time.sleep(0.02)
+
+    def _run_runner(self, spec: JobSpec, folder: Path, lock: int, bwrap: str) -> None:
         files.store(folder / files.SPEC, _document(spec, bwrap))
-        command = [self._python, "-m", "honmaru.executors.local.runner", str(folder)]
+        command = [self._python, "-m", "honmaru.executors.local.runner", str(folder), str(lock)]
         try:
             answer = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_START_TIMEOUT_S, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=_START_TIMEOUT_S,
+                start_new_session=True,
+                pass_fds=(lock,),
             )
         except subprocess.TimeoutExpired as late:
             raise ExecutorLost(f"the runner of job {spec.job_id} did not answer") from late
@@ -71,8 +100,11 @@ class LocalExecutor:
     def status(self, job_id: str) -> JobStatus:
         """Raises NotFound for a job that was never started here (or was forgotten)."""
         folder = self._folder(job_id)
+        deadline = time.monotonic() + _START_TIMEOUT_S
         alive = self._alive(folder)
-        status = files.load(folder / files.STATUS)
+        while (status := files.load(folder / files.STATUS)) is None and alive and time.monotonic() < deadline:
+            time.sleep(0.02)  # it is being started: by an enclave that died meanwhile, or by another thread
+            alive = self._alive(folder)
         if status is None:
             raise NotFound(f"no job {job_id} was started here")
         if status["phase"] == "exited":
@@ -109,6 +141,10 @@ class LocalExecutor:
         _remove_tree(Path(spec["root"]))
         _remove_tree(folder)
 
+    def running(self) -> list[str]:
+        """Ids of the jobs whose sandboxes run now, also those that an earlier enclave process started."""
+        return sorted(folder.name for folder in self._directory.iterdir() if self._alive(folder))
+
     def _alive(self, folder: Path) -> bool:
         """Whether a runner holds the job's lock."""
         try:
@@ -116,17 +152,22 @@ class LocalExecutor:
         except FileNotFoundError:
             return False
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+            return not _try_lock(lock, fcntl.LOCK_SH)
         finally:
             os.close(lock)
-        return False
 
     def _folder(self, job_id: str) -> Path:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]{0,62}", job_id):
             raise ValidationFault(f"{job_id!r} is not a job id: use letters, digits and dashes, at most 63")
         return self._directory / job_id
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _document(spec: JobSpec, bwrap: str) -> dict[str, object]:
