@@ -88,6 +88,7 @@ def test_ranges_and_conditions(s3: Any, bucket: str) -> None:
         ({"Range": "bytes=99-"}, ("InvalidRange", 416)),
         ({"IfNoneMatch": etag}, ("304", 304)),
         ({"IfMatch": '"x"'}, ("PreconditionFailed", 412)),
+        ({"PartNumber": 7}, ("InvalidPartNumber", 416)),
     ):
         with pytest.raises(ClientError) as error:
             s3.get_object(Bucket=bucket, Key="k", **request)
