@@ -12,6 +12,7 @@ Source: Amazon Braket developer guide, "Environment variables for your hybrid jo
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -166,6 +167,7 @@ class HybridJob:
             instances = _instances(request)
             try:
                 Staging(self.buckets, session, root, as_training(request), instances, volume, keep_going).run()
+                _write_hyperparameters(root, request, instances)
                 keep_going()
             except _Leaving:
                 return
@@ -453,6 +455,13 @@ def variables(record: Record) -> dict[str, str]:
         "AWS_DEFAULT_REGION": body["region"],
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+
+
+def _write_hyperparameters(root: Path, request: Mapping[str, Any], instances: int) -> None:
+    """The user's own, without the one that told the staging where the code is."""
+    text = json.dumps(dict(request.get("hyperParameters") or {}))
+    for number in range(1, instances + 1):
+        (root / f"algo-{number}" / "ml" / "input" / "config" / "hyperparameters.json").write_text(text)
 
 
 def _instances(request: Mapping[str, Any]) -> int:

@@ -89,8 +89,7 @@ class Jobs:
         place = _place(call, record)
         message = f"Job is in {record.state} status. Braket does not show queue position for this status."
         return {
-            **_summary(record),
-            "jobArn": body["arn"],
+            **{member: value for member, value in _summary(record).items() if member != "device"},
             "roleArn": kept["roleArn"],
             "jobName": kept["jobName"],
             "failureReason": body.get("failure"),
