@@ -69,6 +69,14 @@ OPERATIONS: Mapping[str, Callable[[Enclave, Mapping[str, Any]], dict[str, Any]]]
 }
 
 
+def _label_of(request: Mapping[str, Any]) -> Label:
+    """The log that an operation's entry belongs in: who signs in at a label is not for those below it to know."""
+    try:
+        return Label.parse(request["label"])
+    except (KeyError, HonmaruError):
+        return BOTTOM
+
+
 def answer(enclave: Enclave, request: Mapping[str, Any]) -> dict[str, Any]:
     """Carry out one operator request. Faults become {"error": message}; nothing else escapes."""
     operation = str(request.get("operation"))
@@ -80,7 +88,7 @@ def answer(enclave: Enclave, request: Mapping[str, Any]) -> dict[str, Any]:
     except HonmaruError as fault:
         error, result = fault, {"error": fault.message}
     enclave.ledger.append(
-        BOTTOM,
+        _label_of(request),
         api_call(
             event_id=enclave.ids.uuid(),
             session=None,

@@ -322,7 +322,7 @@ class MainJob:
         self.step("Flip one byte in a copy of the ledger")
         with tempfile.TemporaryDirectory() as scratch:
             copy = Path(scratch) / "ledger"
-            shutil.copytree(self.data / "ledger", copy)
+            _copy_ledger(self.data / "ledger", copy)
             victim = max(
                 (p for p in copy.rglob("*") if p.is_file() and "entries" in str(p)), key=lambda p: p.stat().st_size
             )
@@ -401,6 +401,18 @@ class MainJob:
             self.say(line)
         if done.returncode != expect:
             raise IntegrityFault(f"honmaru {' '.join(arguments)} ended with {done.returncode}, expected {expect}")
+
+
+def _copy_ledger(ledger: Path, copy: Path) -> None:
+    """Copy a ledger that is being written: a new checkpoint replaces partial tiles, then the copy starts again."""
+    for attempt in range(10):
+        try:
+            shutil.copytree(ledger, copy)
+            return
+        except (shutil.Error, FileNotFoundError):
+            shutil.rmtree(copy, ignore_errors=True)
+            time.sleep(0.3 * (attempt + 1))
+    raise IntegrityFault(f"{ledger} changes faster than it can be copied")
 
 
 def _managed(facts: dict[str, Any], name: str) -> str:
