@@ -215,7 +215,7 @@ print(f"{os.environ['SM_CURRENT_HOST']} rank={rank} sum={value.item()}", flush=T
 """
 
 
-@pytest.mark.parametrize("torchrun", [False, True])
+@pytest.mark.parametrize("torchrun", [True])
 def test_two_instances_reduce_over_gloo(shop: Workshop, torchrun: bool) -> None:
     pytest.importorskip("torch")
     name = "gang-torchrun" if torchrun else "gang-plain"
@@ -231,6 +231,24 @@ def test_two_instances_reduce_over_gloo(shop: Workshop, torchrun: bool) -> None:
     log = shop.log(name)
     assert "algo-1 rank=0 sum=3.0" in log
     assert "algo-2 rank=1 sum=3.0" in log
+
+
+def test_an_entry_point_of_the_newer_sdk_runs_its_driver(shop: Workshop) -> None:
+    """The SDK's ModelTrainer brings a driver in a channel, makes it executable and runs it."""
+    shop.put("drivers/sm_train.sh", b"#!/bin/bash\necho driver in $PWD; cat /opt/ml/input/data/training/a.csv\n")
+    driver = "/opt/ml/input/data/sm_drivers/sm_train.sh"
+    shop.train(
+        "driver",
+        "/bin/bash",
+        AlgorithmSpecification={"ContainerArguments": ["-c", f"chmod +x {driver} && {driver}"]},
+        InputDataConfig=[
+            {**channel(f"s3://{BUCKET}/drivers/"), "ChannelName": "sm_drivers"},
+            channel(f"s3://{BUCKET}/data/"),
+        ],
+    )
+    job = shop.wait("driver")
+    assert job["TrainingJobStatus"] == "Completed", job.get("FailureReason")
+    assert shop.log("driver").splitlines() == ["driver in /opt/ml", "1,2"]
 
 
 def test_input_names_that_would_leave_the_channel_fail_the_job(shop: Workshop) -> None:

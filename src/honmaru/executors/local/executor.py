@@ -107,6 +107,9 @@ class LocalExecutor:
             alive = self._alive(folder)
         if status is None:
             raise NotFound(f"no job {job_id} was started here")
+        if status["phase"] != "exited" and not alive:  # it may have begun or ended since the lock was looked at
+            alive = self._alive(folder)
+            status = files.load(folder / files.STATUS) or status
         if status["phase"] == "exited":
             return JobStatus(Phase.EXITED, tuple(status["exit_codes"]), status["reason"], status["isolation"])
         return JobStatus(Phase.RUNNING if alive else Phase.LOST, (), "", status["isolation"])

@@ -1,10 +1,11 @@
 """The runner: one small detached process per job that owns its sandboxes and outlives the enclave.
 
-    python -m honmaru.executors.local.runner DIRECTORY
+    python -m honmaru.executors.local.runner DIRECTORY LOCK
 
-DIRECTORY holds the spec. The runner prints one line, `ready`, `adopted` or `refused: why`, once the walls are proven
-and the job is about to run, and goes on in the background. It holds a file lock for its whole life: a free lock with
-a status of "running" means that the job died with its runner.
+DIRECTORY holds the spec. The runner prints one line, `ready` or `refused: why`, once the walls are proven and the job
+is about to run, and goes on in the background. LOCK is the descriptor of the job's lock, which the executor took and
+the runner inherits and holds for its whole life: there is no moment at which a job has a runner and its lock is free,
+and a free lock with a status of "running" means that the job died with its runner.
 
 Invariants:
 - The walls of every instance are probed and examined before any program of the job starts.
@@ -69,22 +70,20 @@ class Job:
     """When to SIGKILL what is left (monotonic)."""
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, lock: int) -> int:
     """Prepare and announce in the foreground, run in the background. Returns the exit status."""
+    os.set_inheritable(lock, False)  # sandboxes must not hold it
     read_end, write_end = os.pipe()
     if os.fork():
         os.close(write_end)
         with os.fdopen(read_end) as announcement:
             line = announcement.readline().strip() or "refused: the runner ended early"
         sys.stdout.write(line + "\n")
-        return 0 if line in ("ready", "adopted") else 1
+        return 0 if line == "ready" else 1
     os.close(read_end)
     os.setsid()
     _detach(folder)
     with os.fdopen(write_end, "w") as announcement:
-        if not _own_lock(folder) or files.load(folder / files.STATUS) is not None:
-            announcement.write("adopted\n")
-            return 0
         job: Job | None = None
         try:
             job = _prepare(folder)
@@ -95,18 +94,6 @@ def main(folder: Path) -> int:
         announcement.write("ready\n")
     _run(job)
     return 0
-
-
-def _own_lock(folder: Path) -> bool:
-    """Take the job's lock for the life of this process. False when another runner has it."""
-    lock = os.open(folder / files.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    for _ in range(20):  # whoever asks for a status holds the lock for an instant
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            time.sleep(0.025)
-    return False
 
 
 def _store_running(job: Job) -> None:
@@ -357,4 +344,4 @@ def _shell_code(code: int | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
