@@ -24,7 +24,7 @@ class Hyperparameters:
     heads: int = 4
     key_value_heads: int = 4
     context: int = 256
-    batch_size: int = 8
+    batch_size: int = 4
     learning_rate: float = 1.5e-3
     warmup_steps: int = 50
     weight_decay: float = 0.1
