@@ -89,8 +89,10 @@ class MainJob:
         if facts["region"] != self.region:
             raise ConfigurationFault(
                 [
-                    (f"the enclave in {self.data} is one of {facts['region']}: "
-                    f"give --region {facts['region']}, or another --data")
+                    (
+                        f"the enclave in {self.data} is one of {facts['region']}: "
+                        f"give --region {facts['region']}, or another --data"
+                    )
                 ]
             )
         self.facts = facts

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from honmaru.cli import after_the_verb
+
 NAME = "environment"
 HELP = "list the software environments that jobs may name"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list")
-    verbs.add_parser("list", help="list environments")
+    verbs.add_parser("list", help="list environments", parents=[after_the_verb()])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from honmaru.cli import after_the_verb
 from honmaru.core.errors import IntegrityFault, NotFound, ValidationFault
 
 if TYPE_CHECKING:
@@ -30,8 +31,7 @@ _NEWEST_S = 0.5
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--data", type=Path, default=argparse.SUPPRESS, metavar="DIR", help="the data directory")
+    shared = after_the_verb()
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
     def verb(name: str, action: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
