@@ -201,3 +201,5 @@ def test_a_job_whose_runner_died_is_lost_and_does_not_run_again(bench: Bench) ->
     bench.executor.start(spec)
     assert bench.executor.status("lost").phase is Phase.LOST
     assert bench.model("lost", "m") == "x"
+    bench.executor.forget("lost")
+    assert [group for group in runner["groups"] if Path(group).exists()] == []

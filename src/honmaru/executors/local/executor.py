@@ -141,6 +141,7 @@ class LocalExecutor:
             files.store(folder / files.STOP, {"grace_s": 0.0})
             with (folder / files.LOCK).open("rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
+        _remove_groups((files.load(folder / files.STATUS) or {}).get("groups", []))
         _remove_tree(Path(spec["root"]))
         _remove_tree(folder)
 
@@ -195,6 +196,19 @@ def _document(spec: JobSpec, bwrap: str) -> dict[str, object]:
         "grace_s": spec.grace_s,
         "loopback": spec.loopback or spec.instances > 1,
     }
+
+
+def _remove_groups(groups: list[str]) -> None:
+    """Delete control groups that a runner left because it died; its processes may take a moment to go."""
+    deadline = time.monotonic() + 1.0
+    for group in map(Path, groups):
+        while group.exists():
+            try:
+                group.rmdir()
+            except OSError:
+                if time.monotonic() > deadline:
+                    return
+                time.sleep(0.02)
 
 
 def _remove_tree(folder: Path) -> None:

@@ -101,7 +101,13 @@ def _store_running(job: Job) -> None:
     started = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19]
     files.store(
         job.folder / files.STATUS,
-        {"phase": "running", "pid": os.getpid(), "pid_started": started, "isolation": job.isolation},
+        {
+            "phase": "running",
+            "pid": os.getpid(),
+            "pid_started": started,
+            "isolation": job.isolation,
+            "groups": [str(place) for instance in job.instances for place in instance.group.folders.values()],
+        },
     )
 
 
