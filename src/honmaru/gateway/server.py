@@ -52,6 +52,17 @@ class LimitedProtocol(HttpToolsProtocol):
         self._stop_timer()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        """The server stops: an idle connection goes at once, a busy one after its answer.
+
+        A TLS close would wait for the peer's goodbye, which a client with a pooled connection never reads.
+        """
+        if self._idle():
+            self._stop_timer()
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def data_received(self, data: bytes) -> None:
         if self._header_timer is None and not self._in_headers and self._idle():
             self._start_timer()
