@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import botocore.loaders
 import botocore.model
@@ -37,8 +37,8 @@ def serialised(boto, operation, members):
     serializer = botocore.serialize.create_serializer(boto.protocol, include_validation=False)
     request = serializer.serialize_to_request(members, boto.operation_model(operation))
     prepare_request_dict(request, endpoint_url="https://127.0.0.1:8443", context={})
-    url = request["url"].removeprefix("https://127.0.0.1:8443")
-    path, _, query = url.partition("?")
+    parts = urlsplit(request["url"])
+    path, query = parts.path, parts.query
     body = request["body"]
     if isinstance(body, dict):
         body = urlencode(body).encode()

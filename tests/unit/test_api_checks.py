@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from honmaru.api.corrections import python_pattern
+from honmaru.api.checks import MAX_PATTERN_TEXT
+from honmaru.api.corrections import PATTERNS, python_pattern
 from honmaru.api.misreads import Misread
 from honmaru.api.models import ServiceModels
 from honmaru.api.query_codec import fields, tree
@@ -33,36 +34,82 @@ def test_every_pattern_compiles(models):
         assert isinstance(python_pattern(shape["pattern"]), re.Pattern)
 
 
+PIECES = ("a", "1", "-", "a-", "a.", "a/", "s3://a/", "/", "a_", " ", "a a", ".")
+STARTS = ("", "a", "https://a/", "arn:aws:bedrock:us-east-1:111122223333:")
+
+
+def slowest(compiled, longest):
+    """Seconds that the worst of the adversarial texts takes; stops growing them at the first slow one."""
+    worst = 0.0
+    for length in (*range(12, 40, 2), 64, 256, longest):
+        for start in STARTS:
+            for piece in PIECES:
+                text = (start + piece * length)[: min(length, longest)] + "\n"
+                begun = time.process_time()
+                compiled.fullmatch(text)
+                worst = max(worst, time.process_time() - begun)
+                if worst > 0.1:
+                    return worst
+    return worst
+
+
 def test_no_pattern_runs_away(models):
-    """Adversarial text as long as the model admits (at most 1,024 characters) is decided at once."""
-    slow = {}
+    """Adversarial text, as long as the checks admit it to a pattern (here at most 4,096), is decided at once."""
+    tried = {}
     for service, name, shape in patterns(models):
-        compiled = python_pattern(shape["pattern"])
-        longest = min(shape.get("max", 1024), 1024)
-        for piece in (
-            "a",
-            "1",
-            "-",
-            "a-",
-            "a.",
-            "a/",
-            "a:",
-            "arn:aws:iam::",
-            "s3://a/",
-            "//",
-            "a_",
-            " ",
-            "a a",
-            "[",
-            "%41",
-        ):
-            text = (piece * longest)[: longest - 1] + "\n"
-            begun = time.process_time()
-            compiled.fullmatch(text)
-            took = time.process_time() - begun
-            if took > 0.05:
-                slow[service, name] = took
+        longest = min(shape.get("max", MAX_PATTERN_TEXT), 4096)
+        tried.setdefault((shape["pattern"], longest), (service, name))
+    slow = [where for (pattern, longest), where in tried.items() if slowest(python_pattern(pattern), longest) > 0.1]
     assert not slow
+
+
+def test_runaway_patterns_are_noticed():
+    assert slowest(python_pattern(r"[a-zA-Z0-9](-*[a-zA-Z0-9\+\-\.])*"), 63) > 0.1
+
+
+def test_rewritten_patterns_accept_the_same():
+    texts = [
+        "a",
+        "a-b",
+        "a--",
+        "-a",
+        "a.b+c",
+        "a/b",
+        "/a/b",
+        "/a/",
+        "a/",
+        "text/plain",
+        "TEXT/x",
+        "A/a/x",
+        "",
+        "https://a.b/c",
+        "https://a",
+        "https://ab/",
+        "https://a//b",
+        "https://abc/",
+        "https:///abc",
+        "a" * 63,
+        "a-",
+        "x/\ny",
+    ]
+    for (service, shape), (pattern, _) in PATTERNS.items():
+        original = ORIGINALS.get((service, shape))
+        if original:
+            for text in texts:
+                assert bool(python_pattern(pattern).fullmatch(text)) == bool(re.fullmatch(original, text)), (
+                    shape,
+                    text,
+                )
+
+
+ORIGINALS = {
+    ("bedrock", "ContentType"): r".*[a-z]{1,20}/.{1,20}.*",
+    ("bedrock", "JobName"): r"[a-zA-Z0-9](-*[a-zA-Z0-9\+\-\.])*",
+    ("bedrock", "ModelInvocationJobName"): r"[a-zA-Z0-9]{1,63}(-*[a-zA-Z0-9\+\-\.]){0,63}",
+    ("s3", "CopySource"): r"\/?.+\/.+",
+    ("sagemaker", "ClusterSchedulerPriorityClassName"): r"[a-z0-9]([-a-z0-9]*[a-z0-9]){0,39}?",
+    ("sagemaker", "RepositoryUrl"): r"https://([.\-_a-zA-Z0-9]+/?){3,1016}",
+}
 
 
 def test_unicode_classes():

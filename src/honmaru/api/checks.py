@@ -3,8 +3,8 @@
 Invariants:
 - Every violation is reported, up to MAX_REPORTED, in one message.
 - Values of sensitive shapes are never repeated in a message.
-- A text is tested against a pattern only when its length is within the model's bounds (and MAX_PATTERN_TEXT), so that
-  no pattern sees unbounded text.
+- A text is tested against a pattern only when its length is within the model's bounds (MAX_PATTERN_TEXT where the model
+  has none), so that no pattern sees unbounded text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Where = tuple[Any, str] | None
 Check = Callable[[Any, Where, str, list[str]], None]
 
 MAX_REPORTED = 10
-MAX_PATTERN_TEXT = 65_536
+MAX_PATTERN_TEXT = 8192
 
 
 def check(service: ServiceModel, reference: Mapping[str, Any]) -> Check | None:
@@ -137,7 +137,7 @@ def _string(shape: Mapping[str, Any]) -> Check | None:
         if pattern_text is not None:
             if not compiled:
                 compiled.append(python_pattern(pattern_text))
-            if length > MAX_PATTERN_TEXT or compiled[0].fullmatch(value) is None:
+            if (longest is None and length > MAX_PATTERN_TEXT) or compiled[0].fullmatch(value) is None:
                 _report(
                     value, where, name, errors, shape, f"Member must satisfy regular expression pattern: {pattern_text}"
                 )

@@ -15,9 +15,34 @@ OPEN_ENUMS: Mapping[tuple[str, str], str] = {
 }
 """(service, shape) → why values outside the enum are let through to the service."""
 
+_RUNAWAY = "the original backtracks without bound"
+_JOB_NAME = r"[a-zA-Z0-9][a-zA-Z0-9+.\-]*"
+
 PATTERNS: Mapping[tuple[str, str], tuple[str, str]] = {
     ("logs", "ResourceType"): (r"[\w_-]*", "`\\w-_` is a bad range outside Java"),
     ("cloudtrail", "EventSource"): (r"^[a-z0-9_-]+\.[a-z0-9.-]+$", "the iso partitions have another DNS suffix"),
+    # Patterns that Python's engine needs exponential or quadratic time to refuse, written so that it does not; within
+    # the shapes' lengths they accept the same texts. tests/unit/test_api_checks.py looks for others.
+    ("bedrock", "ContentType"): (r"(?>[^/\n]|(?<![a-z])/)*(?<=[a-z])/.+", _RUNAWAY),
+    ("bedrock", "JobName"): (_JOB_NAME, _RUNAWAY),
+    ("bedrock", "ModelInvocationJobName"): (_JOB_NAME, _RUNAWAY),
+    ("bedrock", "ModelCustomizationJobIdentifier"): (
+        (
+            r"(arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{1,20}:[0-9]{12}:model-customization-job/[a-z0-9-]{1,63}[.]{1}"
+            r"[a-z0-9-]{1,63}([a-z0-9-]{1,63}[.]){0,2}[a-z0-9-]{1,63}([:][a-z0-9-]{1,63}){0,2}/[a-z0-9]{12})"
+            rf"|({_JOB_NAME})"
+        ),
+        _RUNAWAY,
+    ),
+    ("bedrock", "ModelImportJobIdentifier"): (
+        rf"(arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{{1,20}}:[0-9]{{12}}:model-import-job/[a-z0-9]{{12}})|({_JOB_NAME})",
+        _RUNAWAY,
+    ),
+    ("s3", "CopySource"): (r".[^/\n]*/.+", _RUNAWAY),
+    ("s3", "RenameSource"): (r".[^/\n]*/.+", _RUNAWAY),
+    ("sagemaker", "ClusterSchedulerPriorityClassName"): (r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", _RUNAWAY),
+    ("sagemaker", "ComputeQuotaTargetTeamName"): (r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", _RUNAWAY),
+    ("sagemaker", "RepositoryUrl"): (r"https://[.\-_a-zA-Z0-9](/?[.\-_a-zA-Z0-9]){2,}/?", _RUNAWAY),
 }
 """(service, shape) → (pattern, why)."""
 
