@@ -19,7 +19,7 @@ import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from urllib.parse import quote
 
 from honmaru.core.errors import AuthenticationFailed
@@ -138,7 +138,7 @@ def _claim(
     if not _DATE.fullmatch(timestamp):
         raise SignatureFault(reason, "X-Amz-Date must be in the ISO 8601 format YYYYMMDDTHHMMSSZ")
     try:
-        at = datetime.strptime(timestamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+        at = datetime.fromisoformat(timestamp)
     except ValueError:
         raise SignatureFault(reason, "X-Amz-Date is not a date") from None
     names = tuple(signed.split(";"))
