@@ -163,7 +163,7 @@ def serve(
         server_header=False,
         timeout_keep_alive=limits.keep_alive_s,
         timeout_graceful_shutdown=int(grace_s),
-        backlog=limits.connections,
+        backlog=1024,
     )
     config.load()
     if certificate is not None:
