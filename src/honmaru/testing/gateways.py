@@ -113,8 +113,8 @@ class GatewayUnderTest:
     def standard_providers(self) -> list[Provider]:
         """S3, STS and IAM as the enclave has them."""
         from honmaru.services.iam.provider import Iam
-        from honmaru.services.s3.provider import S3
         from honmaru.services.s3.bucket import BucketCommits
+        from honmaru.services.s3.provider import S3
         from honmaru.services.sts.provider import Sts
 
         return [S3(self.ids, BucketCommits()), Sts(self.identity), Iam(self.identity)]
