@@ -44,7 +44,7 @@ class Limits:
     shots: int
     seconds: float
     memory_bytes: int
-    gates: int = 200_000
+    gates: int = 100_000
     depth: int = 100_000
     values: int = 1 << 20
     executables: int = 100

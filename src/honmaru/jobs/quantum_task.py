@@ -17,11 +17,13 @@ circuit costs. The data directory's lock proves that no other process runs these
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import logging
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from decimal import Decimal
@@ -72,7 +74,7 @@ class _Task:
     running: bool = False
     cancelled: bool = False
     attempts: int = 0
-    done: threading.Event = field(default_factory=threading.Event)
+    waiters: list[Callable[[], object]] = field(default_factory=list)
 
 
 _Key = tuple[str, str, str]
@@ -101,7 +103,6 @@ class QuantumTasks:
         self._memory = 0
         self._leaving = False
         self._threads: list[threading.Thread] = []
-        self._checkers = threading.BoundedSemaphore(max(2, cores))
 
     # Life
 
@@ -140,24 +141,22 @@ class QuantumTasks:
     def check(self, session: Session, device: Device, action: str, shots: int) -> None:
         """Interpret a program in a worker at the session's label. Raises WorkerRefused when it is wrong.
 
-        A program that is not interpreted within 20 s is refused; while workers cannot be had, the check is left to
-        the run, which makes the same one.
+        A program that is not interpreted within 20 s is refused; a worker that ended is left to the run, which makes
+        the same check.
         """
         request = self._request("check", device, action, shots, _CHECK_BYTES)
-        with self._checkers:
-            try:
-                worker = self._workers.take(session.account, session.label)
-                try:
-                    worker.send(request)
-                    if not worker.ready(_CHECK_S):
-                        worker.close()
-                        raise WorkerRefused("refused", f"the program takes more than {_CHECK_S:.0f} s to interpret")
-                    for _ in worker.answer():
-                        pass
-                finally:
-                    self._workers.give(session.account, session.label, worker)
-            except WorkerGone:
-                return
+        worker = self._workers.take(session.account, session.label)
+        try:
+            worker.send(request)
+            if not worker.ready(_CHECK_S):
+                worker.close()
+                raise WorkerRefused("refused", f"the program takes more than {_CHECK_S:.0f} s to interpret")
+            for _ in worker.answer():
+                pass
+        except WorkerGone:
+            return
+        finally:
+            self._workers.give(session.account, session.label, worker)
 
     def submit(self, record: Record) -> None:
         """Queue a task that was just made (or left over)."""
@@ -198,10 +197,17 @@ class QuantumTasks:
         task = self._known.get(_key(record))
         return "RUNNING" if task is not None and task.running and record.state == "QUEUED" else record.state
 
-    def wait(self, record: Record, seconds: float) -> bool:
-        """Wait until the task has ended, at most so long. Returns whether it has, and so must be read again."""
-        task = self._known.get(_key(record))
-        return task is None or task.done.wait(seconds)
+    async def ended(self, record: Record, seconds: float) -> None:
+        """Wait until a task has ended, at most so long; then it must be read again."""
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+        with self._changed:
+            task = self._known.get(_key(record))
+            if task is None:
+                return
+            task.waiters.append(lambda: loop.call_soon_threadsafe(event.set))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await event.wait()
 
     def position(self, record: Record, high: Label) -> int | None:
         """Place in the queue as seen from `high`, from 1; None when the task does not wait."""
@@ -347,7 +353,10 @@ class QuantumTasks:
         self._settle(task.record)
         with self._changed:
             self._known.pop(_key(task.record), None)
-        task.done.set()
+            waiters = list(task.waiters)
+        for wake in waiters:
+            with suppress(RuntimeError):  # the loop that waited is closed
+                wake()
 
     def _change(self, task: _Task, event: str, facts: Mapping[str, Any]) -> None:
         """Store an event and facts; a task that ended meanwhile, or is gone, stays as it is."""

@@ -6,9 +6,12 @@ device ask IAM themselves, about the device's ARN in the enclave's partition.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, TypeVar
 
+from honmaru.core.errors import Throttled
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.instances import Capacity
 from honmaru.jobs.quantum_devices import Devices
@@ -20,6 +23,8 @@ from honmaru.security.calls import Call, Provider, Target
 from honmaru.services.braket import device, job, quantum_task, spending_limit, tags
 
 Request = Mapping[str, Any]
+_Result = TypeVar("_Result")
+_WAITING_CHECKS = 512
 
 
 class Braket(Provider):
@@ -54,7 +59,14 @@ class Braket(Provider):
         wake: Callable[[], None],
     ) -> None:
         self._devices, self._tasks, self._spending, self._ids, self._wake = devices, tasks, spending, ids, wake
+        # Programs are interpreted by few threads of their own: bombs hold up each other, and nobody else.
+        self._threads = ThreadPoolExecutor(8, thread_name_prefix="braket")
+        self._checks = ThreadPoolExecutor(max(2, capacity.cores), thread_name_prefix="braket-check")
+        self._checking = 0
         self._jobs = job.Jobs(roles, environments, capacity, devices, ids)
+
+    async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(pool, work)
 
     # Devices
 
@@ -66,11 +78,27 @@ class Braket(Provider):
 
     # Quantum tasks
 
-    def create_quantum_task(self, call: Call, request: Request) -> dict[str, Any]:
-        return quantum_task.create(call, request, self._devices, self._tasks, self._spending)
+    async def create_quantum_task(self, call: Call, request: Request) -> dict[str, Any]:
+        prepared = await self._in(self._threads, lambda: quantum_task.prepare(call, request, self._devices))
+        if prepared.known:
+            return {"quantumTaskArn": prepared.body["arn"]}
+        if self._checking >= _WAITING_CHECKS:
+            raise Throttled("too many programs wait to be interpreted; try again later")
+        self._checking += 1
+        try:
+            await self._in(self._checks, lambda: quantum_task.check(call, prepared, self._tasks))
+        finally:
+            self._checking -= 1
+        return await self._in(
+            self._threads,
+            lambda: quantum_task.lay_down(call, prepared, self._devices, self._tasks, self._spending),
+        )
 
-    def get_quantum_task(self, call: Call, request: Request) -> dict[str, Any]:
-        return quantum_task.describe(call, request, self._tasks)
+    async def get_quantum_task(self, call: Call, request: Request) -> dict[str, Any]:
+        record, seconds = await self._in(self._threads, lambda: quantum_task.find(call, request))
+        if seconds:
+            await self._tasks.ended(record, seconds)
+        return await self._in(self._threads, lambda: quantum_task.describe(call, record, self._tasks))
 
     def search_quantum_tasks(self, call: Call, request: Request) -> dict[str, Any]:
         return quantum_task.search(call, request, self._tasks)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -26,16 +27,24 @@ from honmaru.security.guard import Record
 from honmaru.services.braket import job, spending_limit, tags
 from honmaru.services.braket.searching import search as search_records
 
-_WAIT_S = 0.05
+_WAIT_S = 0.3
 _FILTERS = ("quantumTaskArn", "deviceArn", "status", "createdAt", "endedAt", "jobArn")
 
 
-def create(
-    call: Call, request: Mapping[str, Any], devices: Devices, tasks: QuantumTasks, spending: Spending
-) -> dict[str, Any]:
-    """Check everything that can be checked now, make the task durable, queue it.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request that passed what can be checked without a worker. `known`: the task is there already."""
 
-    Raises ValidationFault, NotFound, AccessDenied or QuotaExceeded; then there is no task.
+    device: Device
+    task_id: str
+    body: dict[str, Any]
+    known: bool
+
+
+def prepare(call: Call, request: Mapping[str, Any], devices: Devices) -> Prepared:
+    """Everything that can be checked before the program is interpreted.
+
+    Raises ValidationFault, NotFound, AccessDenied or NotReady.
     """
     devices.require()
     device = devices.named(request["deviceArn"])
@@ -51,13 +60,8 @@ def create(
     digest = hashlib.sha384(json.dumps(dict(request), sort_keys=True, default=str).encode()).hexdigest()
     known = call.records.get(KIND, task_id)
     if known is not None and known.label == call.session.label:
-        return _again(known, digest, arn)
-    try:
-        tasks.check(call.session, device, request["action"], int(request["shots"]))
-    except WorkerRefused as refused:
-        raise ValidationFault(refused.message) from None
-    limits = spending_limit.enforced(call, devices)
-    left = spending.reserve(call.session, device.name, task_id, call.now, limits)
+        _require_same(known, digest)
+        return Prepared(device, task_id, {"arn": arn}, known=True)
     body: dict[str, Any] = {
         "arn": arn,
         "device": device.name,
@@ -73,27 +77,53 @@ def create(
         "digest": digest,
         "job_arn": job_arn,
         "tags": given_tags,
-        "left_usd": None if left is None else str(left),
     }
+    return Prepared(device, task_id, body, known=False)
+
+
+def check(call: Call, prepared: Prepared, tasks: QuantumTasks) -> None:
+    """Have the program interpreted in a worker. Raises ValidationFault when it is wrong."""
+    try:
+        tasks.check(call.session, prepared.device, prepared.body["action"], prepared.body["shots"])
+    except WorkerRefused as refused:
+        raise ValidationFault(refused.message) from None
+
+
+def lay_down(
+    call: Call, prepared: Prepared, devices: Devices, tasks: QuantumTasks, spending: Spending
+) -> dict[str, Any]:
+    """Reserve what the task costs, make it durable, queue it. Raises QuotaExceeded; then there is no task."""
+    session, device, task_id = call.session, prepared.device, prepared.task_id
+    left = spending.reserve(session, device.name, task_id, call.now, spending_limit.enforced(call, devices))
+    body = {**prepared.body, "left_usd": None if left is None else str(left)}
     try:
         record = call.records.create(KIND, task_id, body, "QUEUED")
-    except Conflict:
+    except Conflict:  # the same request, sent twice at once
         known = call.records.get(KIND, task_id)
         if known is None:
             raise
-        return _again(known, digest, arn)
+        _require_same(known, body["digest"])
+        return {"quantumTaskArn": body["arn"]}
     except BaseException:
-        spending.forget(call.session.account, call.session.label, device.name, task_id)
+        spending.forget(session.account, session.label, device.name, task_id)
         raise
     tasks.submit(record)
-    call.resources.append((arn, "AWS::Braket::QuantumTask"))
-    return {"quantumTaskArn": arn}
+    call.resources.append((body["arn"], "AWS::Braket::QuantumTask"))
+    return {"quantumTaskArn": body["arn"]}
 
 
-def describe(call: Call, request: Mapping[str, Any], tasks: QuantumTasks) -> dict[str, Any]:
-    """The task as it is. Waits a moment for a task that is about to end, so that a client need not ask again."""
+def find(call: Call, request: Mapping[str, Any]) -> tuple[Record, float]:
+    """The task, and for how many seconds an answer may wait for its end, so that a client need not ask again.
+
+    A task that is about to run, or has just begun, ends soon; who asks about one that runs for long is told at once.
+    """
     record = tags.resource(call, request["quantumTaskArn"], KIND)
-    if record.state not in FINAL and tasks.wait(record, _WAIT_S):
+    return record, _WAIT_S if record.state == "QUEUED" else 0.0
+
+
+def describe(call: Call, record: Record, tasks: QuantumTasks) -> dict[str, Any]:
+    """The task as it is."""
+    if record.state not in FINAL:
         record = call.records.get(KIND, record.name) or record
     body = record.body
     status = tasks.status(record)
@@ -182,10 +212,9 @@ def _identity(call: Call, client_token: str) -> str:
     return str(uuid.UUID(bytes=hashlib.sha384(text.encode()).digest()[:16], version=4))
 
 
-def _again(known: Record, digest: str, arn: str) -> dict[str, Any]:
+def _require_same(known: Record, digest: str) -> None:
     if known.body["digest"] != digest:
         raise ValidationFault("clientToken was used for a task with other parameters; use a new one")
-    return {"quantumTaskArn": arn}
 
 
 def _summary(record: Record, status: str) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from braket.default_simulator.openqasm.program_context import ProgramContext
 from braket.ir.jaqcd import Program as JaqcdProgram
 from braket.ir.openqasm import Program, ProgramSet
 
+from honmaru.workloads.quantum import sampling
+
 warnings.filterwarnings("ignore")
 logging.getLogger("braket").setLevel(logging.ERROR)
 
@@ -128,7 +130,7 @@ class _Measured:
             values = _values(result, qubit_count)
             if not shots and values > self.limits.values:
                 raise Refused(
-                    f"result type {result.type} over {qubit_count} qubits has {values} values; at most "
+                    f"result type {result.type.value} over {qubit_count} qubits has {values} values; at most "
                     f"{self.limits.values} are returned: name fewer targets, or ask for shots or expectation values"
                 )
 
@@ -258,9 +260,25 @@ class _faults_of_the_program:  # noqa: N801  reads as what it is: with _faults_o
 
 
 def _brief(fault: BaseException) -> str:
+    token = _offending(fault)
+    if token is not None:
+        return f"the program is not OpenQASM 3: line {token.line}, column {token.column}: unexpected {token.text!r}"[
+            :800
+        ]
+    if str(fault).startswith("Noise instructions are not supported"):
+        return "noise is simulated by device DM1; SV1 simulates pure states"
     text = " ".join(str(fault).split()) or type(fault).__name__
     name = type(fault).__name__
     return (text if name in ("ValueError", "TypeError", "NameError") else f"{name}: {text}")[:800]
+
+
+def _offending(fault: BaseException) -> Any:
+    """The token that the parser stumbled over: the parser keeps it in the cause of what it raises."""
+    for cause in (fault.__cause__, *(fault.__cause__.args if fault.__cause__ is not None else ())):
+        token = getattr(cause, "offendingToken", None)
+        if token is not None:
+            return token
+    return None
 
 
 def _stamp() -> str:
@@ -292,16 +310,23 @@ def _document(result: Any, request: Mapping[str, Any], duration_ms: int) -> dict
             {"type": _type_of(each), "value": each.value} for each in result.resultTypes or () if hasattr(each, "value")
         ],
     }
+    if result.measurements is not None and len(result.measurements):
+        measurements = np.asarray(result.measurements, dtype=int)
+        document["measurements"] = measurements.tolist()
+        with _faults_of_the_program():
+            document["resultTypes"] = [
+                {"type": _type_of(each), "value": sampling.value(each, measurements, document["measuredQubits"])}
+                for each in result.resultTypes or ()
+            ]
     if not document["resultTypes"]:
         del document["resultTypes"]
-    measurements = result.measurements
-    if measurements is not None and len(measurements):
-        document["measurements"] = np.asarray(measurements, dtype=int).tolist()
     return document
 
 
 def _type_of(each: Any) -> Any:
-    return each.type if isinstance(each.type, dict) else json.loads(each.type.json(exclude_none=True))
+    """The result type as JSON; an exact result carries it as `type`, a sampled one is it."""
+    kind = getattr(each, "type", None)
+    return json.loads((each if kind is None or isinstance(kind, str) else kind).json(exclude_none=True))
 
 
 def _program_set_document(result: Any, request: Mapping[str, Any]) -> bytes:
