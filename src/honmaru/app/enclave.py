@@ -202,6 +202,7 @@ class Enclave:
         finally:
             run_files.withdraw(self.settings.data)
             operator.close()
+            self.gateway.close()
             self.supervisor.stop()
             self.quantum.tasks.stop()
             self.model_servers.close()
