@@ -398,7 +398,7 @@ class HybridJob:
             return
         found: dict[str, trees.Found] = {}
         for number in range(1, _instances(request) + 1):
-            for file in trees.files(root / f"algo-{number}" / "ml" / "model"):
+            for file in trees.files(root / f"algo-{number}" / "ml", "model"):
                 found.setdefault(file.name, file)
         bucket, prefix = split_uri(request["outputDataConfig"]["s3Path"])
         key = "/".join(part for part in (prefix.strip("/"), "output", "model.tar.gz") if part)

@@ -161,7 +161,7 @@ class ModelImport:
     def _check_exit(self, status: JobStatus, job_id: str) -> None:
         if not any(status.exit_codes) and not status.reason:
             return
-        said = trees.text(self._ml(job_id) / "output", "failure", 1024)
+        said = trees.text(self._ml(job_id), "output/failure", 1024)
         raise ValidationFault(said or f"the conversion ended with {status.reason or status.exit_codes}")
 
     def _start(self, claim: Claim, session: Session, job_id: str) -> bool:
@@ -200,11 +200,11 @@ class ModelImport:
     def _register(self, claim: Claim, session: Session, records: GuardedRecords) -> None:
         """Store the converted files as blobs and make the model's records. Raises ValidationFault or Conflict."""
         body = claim.body
-        folder = self._ml(_job_id(body)) / "model"
-        report = read_report(trees.text(folder, _REPORT, _REPORT_LIMIT))
+        ml = self._ml(_job_id(body))
+        report = read_report(trees.text(ml, f"model/{_REPORT}", _REPORT_LIMIT))
         blobs = self.guard.blobs(session)
         files: dict[str, str] = {}
-        for found in trees.files(folder):
+        for found in trees.files(ml, "model"):
             if found.name == _REPORT:
                 continue
             check_output(found)
@@ -306,5 +306,5 @@ def check_output(found: trees.Found) -> None:
     if not is_plain_name(found.name) or not (found.name in SERVED or found.name == WEIGHTS_INDEX or weights):
         raise ValidationFault(f"the conversion left the unexpected file {found.name[:100]!r}")
     if weights:
-        with (found.root / found.name).open("rb") as stream:
+        with trees.opened(found) as stream:
             read_header(stream, found.size, name=found.name)

@@ -32,6 +32,9 @@ from honmaru.ports.buckets import Buckets, StoredObject, split_uri
 SUBMIT_DIRECTORY = "sagemaker_submit_directory"
 CHECKPOINTS = "/opt/ml/checkpoints"
 
+Folder = tuple[Path, str]
+"""(a directory of ours, a path below it that a job may have changed)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Staging:
@@ -152,23 +155,23 @@ class Staging:
         if not configuration:
             return
         folders = checkpoint_folders(self.root, configuration, self.instances)
-        for folder in folders:
-            folder.mkdir(parents=True, exist_ok=True)
+        for root, name in folders:
+            (root / name).mkdir(parents=True, exist_ok=True)
         bucket, prefix = split_uri(configuration["S3Uri"])
         prefix = prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
         for stored in self.buckets.list(self.session, bucket, prefix):
             self.keep_going()
             path = stored.key[len(prefix) :]
             if path and not path.endswith("/"):
-                for folder in folders:
+                for root, name in folders:
                     content = self.buckets.read(self.session, bucket, stored.key)
-                    left -= trees.write(trees.place(folder, path), content, left)
+                    left -= trees.write(trees.place(root / name, path), content, left)
 
 
 class CheckpointSync:
     """Copies new and changed files of the checkpoint folders to S3, as the job's session."""
 
-    def __init__(self, buckets: Buckets, session: Session, folders: Sequence[Path], uri: str) -> None:
+    def __init__(self, buckets: Buckets, session: Session, folders: Sequence[Folder], uri: str) -> None:
         self._buckets = buckets
         self._session = session
         self._folders = folders
@@ -195,18 +198,19 @@ class CheckpointSync:
         return count
 
     def _found(self) -> Iterator[trees.Found]:
-        for folder in self._folders:
-            yield from trees.files(folder)
+        for root, name in self._folders:
+            yield from trees.files(root, name)
 
 
-def checkpoint_folders(root: Path, configuration: Mapping[str, Any], instances: int) -> list[Path]:
+def checkpoint_folders(root: Path, configuration: Mapping[str, Any], instances: int) -> list[Folder]:
     """Where the checkpoints of each instance lie on this machine. Raises ValidationFault for a LocalPath elsewhere."""
     local = str(configuration.get("LocalPath") or CHECKPOINTS).rstrip("/")
     inside = local.removeprefix("/opt/ml/")
+    parts = inside.split("/")
     taken = ("input", "output", "model", "code")
-    if inside == local or ".." in inside.split("/") or inside.split("/")[0] in taken:
+    if inside == local or not all(map(trees.is_part, parts)) or parts[0] in taken:
         raise ValidationFault(f"CheckpointConfig.LocalPath {local!r} must be a folder of its own below /opt/ml/")
-    return [root / f"algo-{number}" / "ml" / inside for number in range(1, instances + 1)]
+    return [(root / f"algo-{number}" / "ml", inside) for number in range(1, instances + 1)]
 
 
 def unquoted(value: str) -> str:

@@ -444,6 +444,6 @@ def _merged(root: Path, instances: int, folder: str) -> list[trees.Found]:
     """The files of a folder over all instances; where a name repeats, the first instance's."""
     found: dict[str, trees.Found] = {}
     for number in range(1, instances + 1):
-        for file in trees.files(root / f"algo-{number}" / "ml" / folder):
+        for file in trees.files(root / f"algo-{number}" / "ml", folder):
             found.setdefault(file.name, file)
     return [found[name] for name in sorted(found)]

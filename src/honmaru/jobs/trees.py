@@ -2,7 +2,9 @@
 
 Invariants:
 - Files are opened relative to directory handles and never through a symbolic link, so a link that a job plants, even
-  while we look, leads nowhere. Links, devices, sockets and pipes are passed over.
+  while we look, and anywhere below the root that is ours, leads nowhere. Links, devices, sockets and pipes are passed
+  over; so is a folder that cannot be opened.
+- However deep a job nests folders, a walk holds at most `DEPTH` handles.
 - `place` never leaves its root: absolute names, "..", empty and over-long parts are refused.
 """
 
@@ -12,47 +14,78 @@ import os
 import stat
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from honmaru.core.errors import ValidationFault
 
 _CHUNK = 1 << 20
+DEPTH = 100
+"""Folders inside folders that are looked into."""
+_LOOK = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A regular file below a root. `name` uses "/"."""
+    """A regular file below `folder` ("" for the root itself), which lies below a root. Names use "/"."""
 
     root: Path
+    folder: str
     name: str
     size: int
     modified_ns: int
     executable: bool
 
 
-def files(root: Path) -> Iterator[Found]:
-    """Every regular file below the root, by name, links not followed."""
-    if not root.is_dir() or root.is_symlink():
+def files(root: Path, folder: str = "") -> Iterator[Found]:
+    """Every regular file of a folder below the root, by name, links not followed, also not on the way to the folder.
+
+    Raises ValidationFault for folders nested deeper than `DEPTH`.
+    """
+    try:
+        at = _open_folder(root, folder.split("/") if folder else [])
+    except FileNotFoundError:
         return
-    for folder, folders, names, handle in os.fwalk(root, follow_symlinks=False):
-        folders.sort()
-        below = os.path.relpath(folder, root)
-        for name in sorted(names):
+    yield from _walk(at, root, folder, "", 0)
+
+
+def _walk(at: int, root: Path, folder: str, below: str, depth: int) -> Iterator[Found]:
+    """Closes `at`."""
+    try:
+        folders = []
+        for name in sorted(os.listdir(at)):
             try:
-                found = os.stat(name, dir_fd=handle, follow_symlinks=False)
+                found = os.stat(name, dir_fd=at, follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            if stat.S_ISREG(found.st_mode):
-                path = name if below == "." else f"{below}/{name}"
-                yield Found(root, path, found.st_size, found.st_mtime_ns, bool(found.st_mode & 0o100))
+            if stat.S_ISDIR(found.st_mode):
+                folders.append(name)
+            elif stat.S_ISREG(found.st_mode):
+                executable = bool(found.st_mode & 0o100)
+                yield Found(root, folder, f"{below}{name}", found.st_size, found.st_mtime_ns, executable)
+        if folders and depth == DEPTH:
+            raise ValidationFault(f"the job left folders nested deeper than {DEPTH}")
+        for name in folders:
+            try:
+                following = os.open(name, _LOOK | os.O_DIRECTORY, dir_fd=at)
+            except OSError:
+                continue
+            yield from _walk(following, root, folder, f"{below}{name}/", depth + 1)
+    finally:
+        os.close(at)
+
+
+def opened(found: Found) -> BinaryIO:
+    """The file for reading. Raises FileNotFoundError when it went away or is no longer a regular file."""
+    name = f"{found.folder}/{found.name}" if found.folder else found.name
+    return os.fdopen(_open_below(found.root, name), "rb")
 
 
 def chunks(found: Found) -> Iterator[bytes]:
-    """The file's bytes. Raises FileNotFoundError when it went away or is no longer a regular file."""
-    handle = _open_below(found.root, found.name)
-    with os.fdopen(handle, "rb") as stream:
+    """The file's bytes. Raises as `opened`."""
+    with opened(found) as stream:
         while chunk := stream.read(_CHUNK):
             yield chunk
 
@@ -67,10 +100,15 @@ def text(root: Path, name: str, limit: int) -> str | None:
         return stream.read(limit * 4).decode("utf-8", "replace")[:limit]
 
 
+def is_part(part: str) -> bool:
+    """Whether this names a file or folder in its folder, and nothing else."""
+    return part not in ("", ".", "..") and "\0" not in part and len(os.fsencode(part)) <= 255
+
+
 def place(root: Path, name: str) -> Path:
     """Where a file of this name goes below the root; its folder is made. Raises ValidationFault for a bad name."""
     parts = name.split("/")
-    if any(part in ("", ".", "..") or "\0" in part or len(os.fsencode(part)) > 255 for part in parts):
+    if not all(map(is_part, parts)):
         raise ValidationFault(f"{name!r} cannot be the name of a file: it has an empty, dotted or over-long part")
     target = root.joinpath(*parts)
     try:
@@ -118,17 +156,28 @@ def archive(members: Iterable[Found]) -> Iterator[bytes]:
     yield gzip.flush()
 
 
-def _open_below(root: Path, name: str) -> int:
-    """Open a regular file for reading, walking by handles. Raises FileNotFoundError for anything else."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    *folders, last = name.split("/")
-    at = os.open(root, flags | os.O_DIRECTORY)
+def _open_folder(root: Path, parts: Sequence[str]) -> int:
+    """A handle of a folder below the root, walking by handles. Raises FileNotFoundError for anything else."""
+    at = -1
     try:
-        for folder in folders:
-            following = os.open(folder, flags | os.O_DIRECTORY, dir_fd=at)
+        at = os.open(root, _LOOK | os.O_DIRECTORY)
+        for part in parts:
+            following = os.open(part, _LOOK | os.O_DIRECTORY, dir_fd=at)
             os.close(at)
             at = following
-        handle = os.open(last, flags, dir_fd=at)
+    except OSError as fault:
+        if at >= 0:
+            os.close(at)
+        raise FileNotFoundError(f"no folder {'/'.join(parts)!r}") from fault
+    return at
+
+
+def _open_below(root: Path, name: str) -> int:
+    """Open a regular file for reading, walking by handles. Raises FileNotFoundError for anything else."""
+    *folders, last = name.split("/")
+    at = _open_folder(root, folders)
+    try:
+        handle = os.open(last, _LOOK, dir_fd=at)
     except OSError as fault:
         raise FileNotFoundError(f"no regular file {name!r}") from fault
     finally:
