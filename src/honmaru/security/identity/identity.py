@@ -8,6 +8,8 @@ Invariants:
   once: also those of session tokens (stricter than AWS).
 - A key made over the API opens nothing, and is raised to nothing, that its maker was not cleared for: who may make
   keys for others (a matter of policy) does not thereby gain their clearance.
+- A session that nobody's key stands behind (what the code of a job signs with) is raised to nothing and grants no
+  clearance: its role may be cleared for more than the person who started the job.
 - `human` is set from the user behind the chain, never from what a caller states.
 - Unknown, inactive and uncleared credentials are refused with the same words.
 
@@ -230,7 +232,9 @@ class Identity:
                 texts.append(text)
             elif principal is None or kind == entities.USER:
                 texts.append("UNCLASSIFIED")
-        return list(dict.fromkeys(texts)) if session.chain else ["UNCLASSIFIED"]
+        if not _signed_in(session):
+            texts.append("UNCLASSIFIED")
+        return list(dict.fromkeys(texts))
 
     def may_grant(self, session: Session, clearance: Clearance) -> bool:
         """Whether everybody behind the session covers a clearance: nobody grants what they do not hold."""
@@ -394,6 +398,11 @@ class Identity:
                 f"This session is at {caller.label.banner} and cannot become one at {label.banner}: a session never "
                 "lowers itself; sign in with a key bound to the lower label"
             )
+        if label != caller.label and not _signed_in(caller):
+            raise AccessDenied(
+                f"This session is at {caller.label.banner} and nobody's key stands behind it, so it cannot become one "
+                f"at {label.banner}: sign in with a key to raise a session"
+            )
         if not (self._holds(role, label) and self._chain_holds(caller.chain, caller.label, label)):
             raise AccessDenied(
                 f"A session at {label.banner} is refused: the clearance of {caller.principal_arn}, that of "
@@ -522,6 +531,11 @@ class Identity:
             }
             for record in self.directory.trusted.list(entities.USER, account=self.account)
         ]
+
+
+def _signed_in(session: Session) -> bool:
+    """Whether somebody's key stands behind a session. Without one it works on behalf of a job."""
+    return any(kind in (entities.ACCESS_KEY, entities.BEARER_KEY) for kind, _, _ in session.chain)
 
 
 def _unknown() -> AuthenticationFailed:
