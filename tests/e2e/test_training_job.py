@@ -212,6 +212,8 @@ dist.init_process_group("gloo", rank=rank, world_size=int(os.environ.get("WORLD_
 value = torch.ones(1) * (rank + 1)
 dist.all_reduce(value)
 print(f"{os.environ['SM_CURRENT_HOST']} rank={rank} sum={value.item()}", flush=True)
+dist.barrier()  # nobody leaves while another still reads
+dist.destroy_process_group()
 """
 
 

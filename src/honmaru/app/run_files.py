@@ -11,10 +11,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from pathlib import Path
 from typing import IO, Any
 
 from honmaru.core.errors import ConfigurationFault
+
+_TRIES, _BETWEEN_TRIES_S = 10, 0.05
+"""Whoever asks whether an enclave runs holds the lock for an instant; that must not be taken for an enclave."""
 
 
 def take_lock(data: Path) -> IO[str]:
@@ -22,12 +26,16 @@ def take_lock(data: Path) -> IO[str]:
     run = data / "run"
     run.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = (run / "lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as cause:
-        raise ConfigurationFault(
-            [f"an enclave already runs in {data}: use `honmaru status`, or stop it with `honmaru down`"]
-        ) from cause
+    for remaining in reversed(range(_TRIES)):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as cause:
+            if not remaining:
+                raise ConfigurationFault(
+                    [f"an enclave already runs in {data}: use `honmaru status`, or stop it with `honmaru down`"]
+                ) from cause
+            time.sleep(_BETWEEN_TRIES_S)
     lock.seek(0)
     lock.truncate()
     lock.write(str(os.getpid()))

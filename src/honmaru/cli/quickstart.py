@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from honmaru.app.settings import DEFAULT_PORT
+from honmaru.core.errors import PlatformFault
 
 NAME = "quickstart"
 HELP = "train, approve, import and ask a model on real text; leaves the enclave running"
@@ -21,7 +22,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from botocore.exceptions import BotoCoreError, ClientError
+
     from honmaru.cli._main_job import MainJob
 
-    MainJob(args.data.absolute(), args.region, args.port, args.corpus, args.seconds).run()
+    try:
+        MainJob(args.data.absolute(), args.region, args.port, args.corpus, args.seconds).run()
+    except (BotoCoreError, ClientError) as fault:
+        raise PlatformFault(f"{fault}; see {args.data / 'log' / 'enclave.log'}") from fault
     return 0

@@ -3,14 +3,14 @@
 Invariants:
 - Bytes that are not UTF-8, or a NUL, are refused with the file's name and offset; nothing is replaced silently.
 - The held-out documents are never trained on, and the split depends on the seed only.
-- A document longer than `LONG` characters is cut at paragraph borders, so no single file can be all of a split.
+- A document longer than `LONG` characters is cut (at paragraphs, lines, anywhere), so no single file is all of a split.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,18 +48,31 @@ def read_text(path: Path, name: str) -> str:
 
 
 def documents(text: str) -> list[str]:
-    """Cut a text at form feeds and runs of two or more empty lines, then long pieces at paragraphs."""
+    """Cut a text at form feeds and runs of two or more empty lines, then long pieces at paragraphs, lines, anywhere."""
     result: list[str] = []
     for piece in _BORDER.split(text):
         part = ""
-        for paragraph in _PARAGRAPH.split(piece.strip()):
+        for separator, paragraph in _paragraphs(piece.strip()):
             if part and len(part) + len(paragraph) > LONG:
                 result.append(part)
                 part = ""
-            part = f"{part}\n\n{paragraph}" if part else paragraph
+            part = f"{part}{separator}{paragraph}" if part else paragraph
         if part.strip():
             result.append(part)
     return result
+
+
+def _paragraphs(piece: str) -> Iterator[tuple[str, str]]:
+    """(what stood before it, text) of each paragraph; of one that is too long, of its lines, cut where they are too."""
+    for paragraph in _PARAGRAPH.split(piece):
+        if len(paragraph) <= LONG:
+            yield "\n\n", paragraph
+            continue
+        separator = "\n\n"
+        for line in paragraph.split("\n"):
+            for start in range(0, max(len(line), 1), LONG):
+                yield (separator if start == 0 else ""), line[start : start + LONG]
+            separator = "\n"
 
 
 def read_corpus(files: Iterable[Path], directory: Path, *, held_out: float, seed: int) -> Corpus:
@@ -76,7 +89,7 @@ def read_corpus(files: Iterable[Path], directory: Path, *, held_out: float, seed
     if total < MINIMUM_CHARACTERS or len(found) < 2:
         raise ValidationFault(
             f"too little text: {total} characters in {len(found)} documents from {count} files; "
-            f"at least {MINIMUM_CHARACTERS} characters in 2 documents (parted by empty lines) are needed"
+            f"at least {MINIMUM_CHARACTERS} characters in 2 documents are needed"
         )
     random.Random(seed).shuffle(found)  # noqa: S311 - a split, not a secret
     wanted, tail = held_out * total, 0
