@@ -14,18 +14,21 @@ import asyncio
 import hashlib
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from honmaru.api.models import SERVICES, ServiceModels
 from honmaru.core.errors import LedgerUnavailable, NotImplementedYet, RequestFault
-from honmaru.gateway.aws.faults import code_and_status, fault_body, message_of
+from honmaru.gateway.anthropic import AnthropicWire
+from honmaru.gateway.aws.faults import code_and_status, message_of
 from honmaru.gateway.aws.wire import AwsWire
 from honmaru.gateway.exchange import Exchange, Receive, Scope, Send
 from honmaru.gateway.limits import Limits
+from honmaru.gateway.openai import OpenAiWire
 from honmaru.gateway.pipeline import AuditLog, Authority, ClientGone, Pipeline, gone
 from honmaru.gateway.streams import Pieces
+from honmaru.gateway.wires import Handler, Wire
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.calls import Provider
 from honmaru.security.guard import Guard
@@ -33,7 +36,6 @@ from honmaru.security.guard import Guard
 __all__ = ["Gateway", "Limits"]
 
 _LOG = logging.getLogger("honmaru.gateway")
-Handler = Callable[[Exchange], Awaitable[None] | None]
 
 
 class Gateway:
@@ -77,18 +79,26 @@ class Gateway:
             region=region,
             limits=limits,
         )
-        aws = AwsWire(pipeline, region=region, partition=partition)
-        self.handlers: tuple[Handler, ...] = (
-            aws.identify,  # which service, protocol, operation?
+        self.wires: tuple[Wire, ...] = (
+            AnthropicWire(pipeline),
+            OpenAiWire(pipeline),
+            AwsWire(pipeline, region=region, partition=partition),
+        )
+
+    def handlers(self, wire: Wire) -> tuple[Handler, ...]:
+        """The life of a request that came over `wire`."""
+        pipeline = self.pipeline
+        return (
+            wire.identify,  # which service, protocol, operation?
             pipeline.admit,  # no audit, no answer
-            aws.claim,  # who says so? scope, clock, key, signature over the headers
-            aws.receive,  # the body, or the stream that will read it
-            aws.verify,  # the body is what was signed
-            aws.parse,  # members, checked against the service model
+            wire.claim,  # who says so? scope, clock, key, signature over the headers
+            wire.receive,  # the body, or the stream that will read it
+            wire.verify,  # the body is what was signed
+            wire.parse,  # members, checked against the service model
             pipeline.check_label_tags,  # does the caller expect this label?
             pipeline.authorize,  # IAM: may this principal do this on this resource?
             pipeline.dispatch,  # the operation itself, behind the guard
-            aws.serialise,  # members → wire
+            wire.serialise,  # members → wire
             self.record,  # the ledger entry is durable
             self.send,  # only now does anything leave
         )
@@ -103,8 +113,9 @@ class Gateway:
             await _plain(send, 200, b"ok\n")
             return
         exchange = Exchange(scope, receive, send, self._ids.uuid(), self._clock.now())
+        wire = exchange.wire = next(wire for wire in self.wires if wire.owns(exchange))
         try:
-            for handler in self.handlers:
+            for handler in self.handlers(wire):
                 pending = handler(exchange)
                 if pending is not None:
                     await pending
@@ -112,7 +123,7 @@ class Gateway:
             if exchange.started:
                 _LOG.error("request %s failed while it was answered: %s", exchange.request_id, type(error).__name__)
                 raise
-            await self._refuse(exchange, error)
+            await self._refuse(exchange, wire, error)
 
     def close(self) -> None:
         """Waits for the running operations, then ends the worker threads."""
@@ -132,7 +143,9 @@ class Gateway:
             exchange.request_digest = f"sha256:{upload.digest}"
         details: Mapping[str, Any] = {}
         if answer.chunks is not None or answer.events is not None:
-            pieces = exchange.pieces = Pieces(self.pipeline, operation.plan, answer)
+            translation = exchange.translation
+            framing = operation.plan.event_writer if translation is None else translation.framing
+            pieces = exchange.pieces = Pieces(self.pipeline, framing, answer)
             body = await pieces.whole(answer.length)
             if body is None:
                 details = {"stream": "begins"}
@@ -162,11 +175,8 @@ class Gateway:
 
     @staticmethod
     def _headers(exchange: Exchange, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        request_id = exchange.request_id.encode()
-        if exchange.protocol == "rest-xml":
-            headers += ((b"x-amz-request-id", request_id), (b"x-amz-id-2", request_id))
-        else:
-            headers.append((b"x-amzn-requestid", request_id))
+        if exchange.wire is not None:
+            headers += exchange.wire.identity(exchange)
         if exchange.session is not None:
             headers.append((b"x-honmaru-label", exchange.session.label.banner.encode("ascii", "replace")))
         return headers
@@ -228,7 +238,7 @@ class Gateway:
 
     # The end of every other request
 
-    async def _refuse(self, exchange: Exchange, error: Exception) -> None:
+    async def _refuse(self, exchange: Exchange, wire: Wire, error: Exception) -> None:
         self._log_unexpected(exchange, error)
         if exchange.pieces is not None:
             await exchange.pieces.close()
@@ -240,13 +250,7 @@ class Gateway:
                 await self.pipeline.record(exchange, entry)
         except LedgerUnavailable as unavailable:
             error = unavailable
-        code, status, headers, body = fault_body(
-            error,
-            service=exchange.service,
-            protocol=exchange.protocol,
-            request_id=exchange.request_id,
-            resource=exchange.host_path.partition("?")[0],
-        )
+        status, headers, body = wire.fault(exchange, error)
         headers = self._headers(exchange, headers)
         if exchange.method == "HEAD" or status == 304:
             body = b""

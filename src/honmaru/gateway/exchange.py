@@ -14,7 +14,9 @@ from honmaru.security.calls import Call
 
 if TYPE_CHECKING:
     from honmaru.gateway.aws.signatures import Claim
+    from honmaru.gateway.dialects import Endpoint, Translation
     from honmaru.gateway.streams import Pieces
+    from honmaru.gateway.wires import Wire
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -37,6 +39,7 @@ class Exchange:
         "claim",
         "client",
         "decision",
+        "endpoint",
         "error",
         "expected_hash",
         "headers",
@@ -63,10 +66,13 @@ class Exchange:
         "session",
         "signing_key",
         "started",
+        "translation",
         "upload",
+        "wire",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, request_id: str, at: datetime) -> None:
+        self.wire: Wire | None = None
         self.scope = scope
         self.receive = receive
         self.send = send
@@ -92,6 +98,9 @@ class Exchange:
         self.claim: Claim | None = None
         self.signing_key = b""
         self.expected_hash: str | None = None
+        self.endpoint: Endpoint | None = None
+        self.translation: Translation | None = None
+        """Of a dialect: what was asked as an AWS operation, and how its result is answered."""
         self.candidate: Session | None = None
         """The session of the claimed key, until the signature has been verified."""
         self.body = b""

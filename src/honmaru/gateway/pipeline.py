@@ -191,6 +191,8 @@ class Pipeline:
         call = exchange.call
         service = exchange.service
         operation = exchange.operation
+        wire = exchange.wire
+        dialect = {"dialect": wire.dialect} if wire is not None and wire.dialect else {}
         return api_call(
             event_id=self.ids.uuid(),
             session=exchange.session,
@@ -205,7 +207,7 @@ class Pipeline:
             resources=call.resources if call else (),
             request_digest=exchange.request_digest,
             response_digest=response_digest,
-            details={**(call.details if call else {}), **(details or {})},
+            details={**(call.details if call else {}), **dialect, **(details or {})},
             source_ip=exchange.client,
             user_agent=exchange.headers.get("user-agent", ""),
             region=self.region,

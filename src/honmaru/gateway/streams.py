@@ -10,19 +10,31 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
-from honmaru.api.plans import Answer, Plan
+from honmaru.api.plans import Answer
 from honmaru.gateway.pipeline import Pipeline
 
 _END = object()
 
 
-class Pieces:
-    """The pieces of one answer as bytes, counted and hashed."""
+class Framing(Protocol):
+    """How the events of a stream become bytes on one wire; an event may become none."""
 
-    def __init__(self, pipeline: Pipeline, plan: Plan, answer: Answer) -> None:
+    def initial(self, payload: bytes) -> bytes: ...
+
+    def write(self, event: Mapping[str, Any]) -> bytes: ...
+
+    def fault(self, code: str, message: str) -> bytes:
+        """What ends a stream that failed."""
+        ...
+
+
+class Pieces:
+    """The pieces of one answer as bytes, counted and hashed. `framing` is that of its events."""
+
+    def __init__(self, pipeline: Pipeline, framing: Framing | None, answer: Answer) -> None:
         self.count = 0
         self.size = 0
         self._hash = hashlib.sha384()
@@ -31,7 +43,7 @@ class Pieces:
         self._pending: asyncio.Future[Any] | None = None
         self._encode: Callable[[Any], bytes] = bytes
         source: Iterable[Any] | AsyncIterator[Any] | None = answer.chunks
-        self.events = plan.event_writer if answer.events is not None else None
+        self.events = framing if answer.events is not None else None
         if self.events is not None:
             source = answer.events
             self._encode = self.events.write

@@ -10,34 +10,34 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 from honmaru.api import query_codec
 from honmaru.api.misreads import Misread
 from honmaru.api.models import Operation, ServiceModel
 from honmaru.api.plans import WireRequest
 from honmaru.core.errors import AccessDenied, NotFound, ValidationFault
-from honmaru.core.sessions import Session
 from honmaru.gateway.aws import payloads, signatures
+from honmaru.gateway.aws.faults import fault_body
 from honmaru.gateway.aws.routing import ServiceRouter
 from honmaru.gateway.aws.signatures import SignatureFault
 from honmaru.gateway.exchange import Exchange
 from honmaru.gateway.pipeline import Pipeline
+from honmaru.gateway.reading import content_length, presented, read_body, read_headers, read_query, too_large, too_slow
 from honmaru.gateway.uploads import Pull, Upload, limited
 
 _GLOBAL_REGION = {"aws-us-gov": "us-gov-west-1", "aws-iso": "us-iso-east-1", "aws-iso-b": "us-isob-east-1"}
 """Where clients of a partition sign for its global services (botocore endpoints of iam)."""
 
 _GLOBAL_SERVICES = frozenset({"iam", "sts"})
-_SINGLE = frozenset({"host", "authorization", "content-type", "content-length", "content-encoding"})
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
 class AwsWire:
     """See the module."""
+
+    dialect = None
 
     def __init__(self, pipeline: Pipeline, *, region: str, partition: str) -> None:
         self._pipeline = pipeline
@@ -49,17 +49,18 @@ class AwsWire:
             for name in (service.name for service in pipeline.models)
         }
 
+    def owns(self, _exchange: Exchange) -> bool:
+        """Whatever is no other wire's."""
+        return True
+
     # Which service and operation?
 
     def identify(self, exchange: Exchange) -> None:
         """Headers, query string, service, protocol and (but for forms) operation. Raises a RequestFault only for
         what cannot be read at all; an unknown operation is remembered until the caller is known."""
-        self._read_headers(exchange)
+        read_headers(exchange)
         exchange.protocol = _likely_protocol(exchange.headers)
-        try:
-            exchange.query = _query(exchange.raw_query)
-        except Misread as misread:
-            raise ValidationFault(f"The query string is malformed: {misread.message}") from None
+        read_query(exchange)
         bearer = signatures.bearer_token(exchange.headers) is not None
         if not bearer:
             exchange.claim = signatures.read_claim(exchange.headers, exchange.query)
@@ -69,18 +70,6 @@ class AwsWire:
         exchange.service = service
         exchange.protocol = service.protocol
         self._find_operation(exchange, service)
-
-    @staticmethod
-    def _read_headers(exchange: Exchange) -> None:
-        headers = exchange.headers
-        for raw_name, raw_value in exchange.scope["headers"]:
-            name = raw_name.decode("latin-1")
-            value = raw_value.decode("latin-1")
-            if name in headers:
-                if name in _SINGLE or name.startswith("x-amz-"):
-                    raise ValidationFault(f"The header {name[:64]} was sent twice", code="InvalidRequest")
-                value = f"{headers[name]},{value}"
-            headers[name] = value
 
     def _service(self, exchange: Exchange, *, bearer: bool) -> ServiceModel | None:
         query = exchange.query
@@ -176,22 +165,13 @@ class AwsWire:
         if stated is None:
             exchange.candidate = credential.session
         else:
-            exchange.session = self._present(exchange, credential.session)
+            exchange.session = presented(exchange, credential.session)
 
     def _bearer(self, exchange: Exchange, token: str) -> None:
         service = exchange.service
         if service is None or not service.bearer:
             raise SignatureFault("malformed", "Bearer tokens are accepted by bedrock and bedrock-runtime only")
-        exchange.session = self._present(exchange, self._pipeline.identity.bearer(token))
-
-    @staticmethod
-    def _present(exchange: Exchange, session: Session) -> Session:
-        return replace(
-            session,
-            source_ip=exchange.client,
-            user_agent=exchange.headers.get("user-agent", "")[:512],
-            secure_transport=exchange.secure,
-        )
+        exchange.session = presented(exchange, self._pipeline.identity.bearer(token))
 
     @staticmethod
     def _check_form(exchange: Exchange, stated: str) -> None:
@@ -239,48 +219,13 @@ class AwsWire:
     async def receive(self, exchange: Exchange) -> None:
         """Reads the body, or makes the Upload through which the operation will. Raises a RequestFault."""
         operation = exchange.operation
-        headers = exchange.headers
-        declared = _content_length(headers)
         if operation is not None and operation.streams_input:
             if exchange.session is not None:
-                self._open_upload(exchange, declared)
+                self._open_upload(exchange, content_length(exchange.headers))
             return
         limits = self._pipeline.limits
         runtime = exchange.service is not None and exchange.service.name == "bedrock-runtime"
-        limit = limits.invoke_bytes if runtime else limits.body_bytes
-        if declared is not None and declared > limit:
-            raise _too_large(exchange, limit)
-        if declared == 0 or (declared is None and "transfer-encoding" not in headers):
-            body = b""
-        else:
-            body = await self._whole_body(exchange, limit)
-        exchange.body = body
-        digest = hashlib.sha256(body).hexdigest() if body else signatures.EMPTY_SHA256
-        exchange.request_digest = f"sha256:{digest}"
-
-    async def _whole_body(self, exchange: Exchange, limit: int) -> bytes:
-        pieces: list[bytes] = []
-        size = 0
-        try:
-            async with asyncio.timeout(self._pipeline.limits.body_s):
-                while True:
-                    message = await exchange.receive()
-                    if message["type"] != "http.request":
-                        raise ValidationFault(
-                            "The client closed the connection inside the body", code=_incomplete(exchange)
-                        )
-                    piece = message.get("body", b"")
-                    size += len(piece)
-                    if size > limit:
-                        raise _too_large(exchange, limit)
-                    if not message.get("more_body"):
-                        if not pieces:
-                            return bytes(piece)
-                        pieces.append(piece)
-                        return b"".join(pieces)
-                    pieces.append(piece)
-        except TimeoutError:
-            raise _too_slow(exchange) from None
+        await read_body(exchange, limits.invoke_bytes if runtime else limits.body_bytes, limits.body_s)
 
     def _open_upload(self, exchange: Exchange, declared: int | None) -> None:
         headers = exchange.headers
@@ -307,7 +252,7 @@ class AwsWire:
             expected = stated if stated is not None and stated != signatures.UNSIGNED_PAYLOAD else None
             payload = payloads.PlainPayload(length, expected)
         if length is not None and length > limit:
-            raise _too_large(exchange, limit)
+            raise too_large(exchange, limit)
         pull = limited(self._pull(exchange), limit + (limit >> 4) + (1 << 20), "EntityTooLarge")
         exchange.upload = Upload(pull, payload, length, asyncio.get_running_loop())
 
@@ -322,7 +267,7 @@ class AwsWire:
                     async with asyncio.timeout(idle_s):
                         message = await exchange.receive()
                 except TimeoutError:
-                    raise _too_slow(exchange) from None
+                    raise too_slow(exchange) from None
                 if message["type"] != "http.request":
                     raise ValidationFault("The client closed the connection inside the body", code="IncompleteBody")
                 ended = not message.get("more_body")
@@ -338,7 +283,7 @@ class AwsWire:
         digest = (exchange.request_digest or "").removeprefix("sha256:")
         if exchange.candidate is not None:
             self._verify(exchange, digest)
-            exchange.session = self._present(exchange, exchange.candidate)
+            exchange.session = presented(exchange, exchange.candidate)
         elif (
             exchange.upload is None
             and exchange.expected_hash not in (None, signatures.UNSIGNED_PAYLOAD)
@@ -400,6 +345,24 @@ class AwsWire:
             answer.headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
         exchange.answer = answer
 
+    def identity(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
+        """Headers that name the request."""
+        request_id = exchange.request_id.encode()
+        if exchange.protocol == "rest-xml":
+            return [(b"x-amz-request-id", request_id), (b"x-amz-id-2", request_id)]
+        return [(b"x-amzn-requestid", request_id)]
+
+    def fault(self, exchange: Exchange, error: BaseException) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        """(status, headers, body) of a refusal."""
+        _, status, headers, body = fault_body(
+            error,
+            service=exchange.service,
+            protocol=exchange.protocol,
+            request_id=exchange.request_id,
+            resource=exchange.host_path.partition("?")[0],
+        )
+        return status, headers, body
+
 
 def _likely_protocol(headers: Mapping[str, str]) -> str:
     """The protocol in which to answer a request whose service is not known."""
@@ -413,46 +376,9 @@ def _likely_protocol(headers: Mapping[str, str]) -> str:
     return "rest-xml"
 
 
-def _query(raw: str) -> dict[str, list[str]]:
-    out: dict[str, list[str]] = {}
-    if raw:
-        for part in raw.encode("latin-1").split(b"&"):
-            name, _, value = part.partition(b"=")
-            if name:
-                out.setdefault(query_codec.decode(name), []).append(query_codec.decode(value))
-    return out
-
-
 def _no_route(exchange: Exchange, service: ServiceModel) -> Exception:
     if service.name == "s3":
         return ValidationFault("The specified method is not allowed against this resource.", code="MethodNotAllowed")
     return NotFound(
         f"No operation of {service.name} has {exchange.method} and this path", code="UnknownOperationException"
-    )
-
-
-def _content_length(headers: Mapping[str, str]) -> int | None:
-    text = headers.get("content-length")
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdigit() or len(text) > 15:
-        raise ValidationFault("Content-Length must be a number", code="InvalidRequest")
-    return int(text)
-
-
-def _incomplete(exchange: Exchange) -> str | None:
-    return "IncompleteBody" if exchange.protocol == "rest-xml" else None
-
-
-def _too_large(exchange: Exchange, limit: int) -> ValidationFault:
-    code = {"rest-xml": "EntityTooLarge", "query": "RequestEntityTooLarge"}.get(
-        exchange.protocol, "RequestEntityTooLargeException"
-    )
-    return ValidationFault(f"The request body exceeds the maximum allowed size of {limit} bytes", code=code)
-
-
-def _too_slow(exchange: Exchange) -> ValidationFault:
-    code = "RequestTimeout" if exchange.protocol in ("rest-xml", "query") else "RequestTimeoutException"
-    return ValidationFault(
-        "Your socket connection to the server was not read from or written to within the timeout period.", code=code
     )

@@ -1,0 +1,116 @@
+"""What every wire reads of a request in the same way: headers, a body within its limits, the caller's surroundings.
+
+Invariants:
+- A header that decides something is refused when it comes twice; others are joined as HTTP says.
+- A body is never held beyond its limit, whatever length was declared for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+
+from honmaru.api import query_codec
+from honmaru.api.misreads import Misread
+from honmaru.core.errors import ValidationFault
+from honmaru.core.sessions import Session
+from honmaru.gateway.exchange import Exchange
+
+_SINGLE = frozenset({"host", "authorization", "content-type", "content-length", "content-encoding", "x-api-key"})
+
+
+def read_headers(exchange: Exchange) -> None:
+    """Headers by lower-case name. Raises ValidationFault."""
+    headers = exchange.headers
+    for raw_name, raw_value in exchange.scope["headers"]:
+        name = raw_name.decode("latin-1")
+        value = raw_value.decode("latin-1")
+        if name in headers:
+            if name in _SINGLE or name.startswith("x-amz-"):
+                raise ValidationFault(f"The header {name[:64]} was sent twice", code="InvalidRequest")
+            value = f"{headers[name]},{value}"
+        headers[name] = value
+
+
+def read_query(exchange: Exchange) -> None:
+    """The query string's values by name, in order. Raises ValidationFault."""
+    out: dict[str, list[str]] = {}
+    try:
+        for part in exchange.raw_query.encode("latin-1").split(b"&") if exchange.raw_query else ():
+            name, _, value = part.partition(b"=")
+            if name:
+                out.setdefault(query_codec.decode(name), []).append(query_codec.decode(value))
+    except Misread as misread:
+        raise ValidationFault(f"The query string is malformed: {misread.message}") from None
+    exchange.query = out
+
+
+async def read_body(exchange: Exchange, limit: int, body_s: float) -> None:
+    """The whole body and its digest; at most `limit` bytes within `body_s` seconds. Raises ValidationFault."""
+    headers = exchange.headers
+    declared = content_length(headers)
+    if declared is not None and declared > limit:
+        raise too_large(exchange, limit)
+    if declared != 0 and (declared is not None or "transfer-encoding" in headers):
+        exchange.body = await _whole(exchange, limit, body_s)
+    exchange.request_digest = f"sha256:{hashlib.sha256(exchange.body).hexdigest()}"
+
+
+async def _whole(exchange: Exchange, limit: int, body_s: float) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(body_s):
+            while True:
+                message = await exchange.receive()
+                if message["type"] != "http.request":
+                    code = "IncompleteBody" if exchange.protocol == "rest-xml" else None
+                    raise ValidationFault("The client closed the connection inside the body", code=code)
+                piece = message.get("body", b"")
+                size += len(piece)
+                if size > limit:
+                    raise too_large(exchange, limit)
+                if not message.get("more_body"):
+                    if not pieces:
+                        return bytes(piece)
+                    pieces.append(piece)
+                    return b"".join(pieces)
+                pieces.append(piece)
+    except TimeoutError:
+        raise too_slow(exchange) from None
+
+
+def presented(exchange: Exchange, session: Session) -> Session:
+    """The session with what policies may ask of this request: address, client, TLS."""
+    return replace(
+        session,
+        source_ip=exchange.client,
+        user_agent=exchange.headers.get("user-agent", "")[:512],
+        secure_transport=exchange.secure,
+    )
+
+
+def content_length(headers: Mapping[str, str]) -> int | None:
+    """The declared length; None when there is none. Raises ValidationFault."""
+    text = headers.get("content-length")
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 15:
+        raise ValidationFault("Content-Length must be a number", code="InvalidRequest")
+    return int(text)
+
+
+def too_large(exchange: Exchange, limit: int) -> ValidationFault:
+    code = {"rest-xml": "EntityTooLarge", "query": "RequestEntityTooLarge"}.get(
+        exchange.protocol, "RequestEntityTooLargeException"
+    )
+    return ValidationFault(f"The request body exceeds the maximum allowed size of {limit} bytes", code=code)
+
+
+def too_slow(exchange: Exchange) -> ValidationFault:
+    code = "RequestTimeout" if exchange.protocol in ("rest-xml", "query") else "RequestTimeoutException"
+    return ValidationFault(
+        "Your socket connection to the server was not read from or written to within the timeout period.", code=code
+    )
