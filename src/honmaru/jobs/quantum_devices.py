@@ -44,12 +44,12 @@ class Limits:
     shots: int
     seconds: float
     memory_bytes: int
-    gates: int = 100_000
-    depth: int = 100_000
+    gates: int = 50_000
+    depth: int = 50_000
     values: int = 1 << 20
     executables: int = 100
     program_set_shots: int = 200_000
-    action_bytes: int = 4 << 20
+    action_bytes: int = 2 << 20
 
     def for_worker(self) -> dict[str, int]:
         """What the worker enforces itself."""

@@ -51,7 +51,7 @@ ATTEMPTS = 3
 _SHOWN_AFTER_S = 0.25
 """A task that runs longer is stored as RUNNING."""
 _LARGE_QUBITS = 15
-_CHECK_S = 20.0
+_CHECK_S = 15.0
 _CHECK_BYTES = 1 << 30
 
 
@@ -141,7 +141,7 @@ class QuantumTasks:
     def check(self, session: Session, device: Device, action: str, shots: int) -> None:
         """Interpret a program in a worker at the session's label. Raises WorkerRefused when it is wrong.
 
-        A program that is not interpreted within 20 s is refused; a worker that ended is left to the run, which makes
+        A program that is not interpreted within 15 s is refused; a worker that ended is left to the run, which makes
         the same check.
         """
         request = self._request("check", device, action, shots, _CHECK_BYTES)

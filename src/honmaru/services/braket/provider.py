@@ -7,8 +7,10 @@ device ask IAM themselves, about the device's ARN in the enclave's partition.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 from honmaru.core.errors import Throttled
@@ -24,7 +26,15 @@ from honmaru.services.braket import device, job, quantum_task, spending_limit, t
 
 Request = Mapping[str, Any]
 _Result = TypeVar("_Result")
-_WAITING_CHECKS = 512
+_WAITING_CHECKS = 256
+
+
+@dataclass(slots=True)
+class _Turn:
+    """The programs of one principal that are or wait to be interpreted."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
 
 
 class Braket(Provider):
@@ -62,8 +72,23 @@ class Braket(Provider):
         # Programs are interpreted by few threads of their own: bombs hold up each other, and nobody else.
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="braket")
         self._checks = ThreadPoolExecutor(max(2, capacity.cores), thread_name_prefix="braket-check")
-        self._checking = 0
+        self._turns: dict[str, _Turn] = {}
         self._jobs = job.Jobs(roles, environments, capacity, devices, ids)
+
+    @asynccontextmanager
+    async def _turn(self, principal: str) -> AsyncIterator[None]:
+        """One principal's programs are interpreted one after another. Raises Throttled when too many wait."""
+        turn = self._turns.setdefault(principal, _Turn())
+        if turn.waiting >= _WAITING_CHECKS:
+            raise Throttled("too many of your programs wait to be interpreted; try again later")
+        turn.waiting += 1
+        try:
+            async with turn.lock:
+                yield
+        finally:
+            turn.waiting -= 1
+            if not turn.waiting:
+                self._turns.pop(principal, None)
 
     async def _in(self, pool: ThreadPoolExecutor, work: Callable[[], _Result]) -> _Result:
         return await asyncio.get_running_loop().run_in_executor(pool, work)
@@ -82,13 +107,8 @@ class Braket(Provider):
         prepared = await self._in(self._threads, lambda: quantum_task.prepare(call, request, self._devices))
         if prepared.known:
             return {"quantumTaskArn": prepared.body["arn"]}
-        if self._checking >= _WAITING_CHECKS:
-            raise Throttled("too many programs wait to be interpreted; try again later")
-        self._checking += 1
-        try:
+        async with self._turn(call.session.principal_arn):
             await self._in(self._checks, lambda: quantum_task.check(call, prepared, self._tasks))
-        finally:
-            self._checking -= 1
         return await self._in(
             self._threads,
             lambda: quantum_task.lay_down(call, prepared, self._devices, self._tasks, self._spending),

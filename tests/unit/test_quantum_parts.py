@@ -1,0 +1,276 @@
+"""Quantum: the parts that need neither a simulator nor an enclave."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from honmaru.core.errors import Conflict, NotFound, NotReady, QuotaExceeded, ValidationFault
+from honmaru.core.labels import BOTTOM, Label
+from honmaru.core.sessions import Session
+from honmaru.jobs import hybrid_job
+from honmaru.jobs.instances import Capacity
+from honmaru.jobs.quantum_devices import Device, devices_of, estimated_qubits, price_usd
+from honmaru.jobs.quantum_spending import Limit, Spending
+from honmaru.jobs.quantum_states import CLAIMABLE, FINAL, TABLE, after
+from honmaru.jobs.quantum_task import kept_session, session_of, stamp
+from honmaru.security.guard import Record
+from honmaru.services.braket import tags
+from honmaru.services.braket.searching import search
+from honmaru.services.logs import queries
+
+NOW = datetime(2026, 11, 24, 0, 0, 0, 123456, tzinfo=UTC)
+SECRET = Label.parse("SECRET")
+CAPACITY = Capacity(cores=2, memory_bytes=24 << 30)
+
+
+def session(label: Label = BOTTOM, **more: Any) -> Session:
+    arn = "arn:aws-iso-b:iam::123456789012:user/alice"
+    return Session("123456789012", "aws-iso-b", "us-isob-east-1", arn, "AIDAX", "user", label, arn, **more)
+
+
+def record(name: str = "a", label: Label = BOTTOM, created: datetime = NOW, **body: Any) -> Record:
+    return Record(
+        "123456789012", "braket", "quantum-task", name, label, {"tags": {}, **body}, "QUEUED", 1, created, created
+    )
+
+
+# Invariant: final statuses have no way out, so a task ends exactly once.
+@pytest.mark.parametrize("table", [TABLE, hybrid_job.TABLE])
+def test_final_statuses_have_no_way_out(table: dict[tuple[str, str], str]) -> None:
+    finals = {"COMPLETED", "FAILED", "CANCELLED"}
+    assert not [status for status, _ in table if status in finals]
+    assert set(table.values()) - finals <= {status for status, _ in table}
+
+
+def test_a_transition_that_is_not_there_is_a_conflict() -> None:
+    for status in FINAL:
+        with pytest.raises(Conflict):
+            after(status, "complete")
+
+
+def test_every_status_that_is_claimed_can_be_ended_as_cancelled() -> None:
+    for status in CLAIMABLE - {"CANCELLING"}:
+        assert after(after(status, "cancel"), "cancelled") == "CANCELLED"
+
+
+# Devices
+
+
+def test_a_device_has_two_names_and_no_others() -> None:
+    devices = devices_of(CAPACITY, "aws-iso-b", None)
+    for partition in ("aws", "aws-iso-b"):
+        assert devices.named(f"arn:{partition}:braket:::device/quantum-simulator/amazon/sv1").name == "sv1"
+    for arn in ("arn:aws-iso:braket:::device/quantum-simulator/amazon/sv1", "sv1", ""):
+        with pytest.raises(NotFound):
+            devices.named(arn)
+
+
+def test_without_the_environment_the_repair_is_named() -> None:
+    with pytest.raises(NotReady, match="make install-quantum"):
+        devices_of(CAPACITY, "aws-iso-b", None).require()
+
+
+@given(st.integers(min_value=1, max_value=1 << 40))
+def test_limits_fit_the_machine(memory: int) -> None:
+    for device in devices_of(Capacity(2, memory), "aws-iso-b", None).all:
+        assert 0 <= device.limits.qubits <= 26
+        if device.limits.qubits > 1:
+            assert device.memory_bytes(device.limits.qubits) <= max(memory // 2, 1 << 29)
+
+
+def test_memory_of_a_density_matrix_is_that_of_twice_the_qubits() -> None:
+    sv1, dm1 = devices_of(CAPACITY, "aws-iso-b", None).all
+    assert dm1.memory_bytes(10) == sv1.memory_bytes(20)
+
+
+@pytest.mark.parametrize(
+    ("source", "most"),
+    [
+        ("qubit[5] q; h q[0];", 5),
+        ("qubit q; qubit[3] r;", 4),
+        ("h $7;", 8),
+        ("const int n = 4; qubit[n] q;", 26),
+        ('include "x.inc"; qubit[2] q;', 26),
+        ("", 26),
+        ("qubit[999999999] q;", 26),
+    ],
+)
+def test_estimated_qubits_is_an_upper_bound(source: str, most: int) -> None:
+    device: Device = devices_of(CAPACITY, "aws-iso-b", None).all[0]
+    assert estimated_qubits(device, {"source": source}) == most
+    assert estimated_qubits(device, {"programs": [{"source": "qubit[2] q;"}, {"source": source}]}) == max(2, most)
+
+
+# Spending
+
+
+def limit(usd: str, **more: Any) -> Limit:
+    return Limit("arn", "sv1", Decimal(usd), more.get("start"), more.get("end"))
+
+
+def test_a_limit_holds_back_the_task_that_would_pass_it() -> None:
+    spending = Spending()
+    tight = limit("0.01")  # a task costs at least 0.00375
+    for number in range(2):
+        spending.reserve(session(), "sv1", f"t{number}", NOW, [tight])
+    with pytest.raises(QuotaExceeded, match="spending limit"):
+        spending.reserve(session(), "sv1", "t2", NOW, [tight])
+    assert spending.sums("123456789012", BOTTOM, tight) == (Decimal("0.0075"), Decimal(0))
+    spending.reserve(session(), "dm1", "other-device", NOW, [tight])
+    spending.forget("123456789012", BOTTOM, "sv1", "t0")
+    spending.reserve(session(), "sv1", "t3", NOW, [tight])
+
+
+def test_spending_above_is_counted_above_only() -> None:
+    spending, seen = Spending(), limit("1.00")
+    spending.reserve(session(SECRET), "sv1", "high", NOW, [])
+    spending.settle("123456789012", SECRET, "sv1", "high", NOW, 0.9)
+    assert spending.sums("123456789012", BOTTOM, seen) == (0, 0)
+    assert spending.sums("123456789012", SECRET, seen) == (0, Decimal("0.9"))
+    assert spending.sums("210987654321", SECRET, seen) == (0, 0)
+
+
+def test_a_limit_counts_its_period_only() -> None:
+    spending = Spending()
+    spending.settle("123456789012", BOTTOM, "sv1", "old", NOW - timedelta(days=2), 5.0)
+    assert spending.sums("123456789012", BOTTOM, limit("1", start=NOW - timedelta(days=1), end=NOW)) == (0, 0)
+    expired = limit("0.00", end=NOW - timedelta(seconds=1))
+    assert spending.reserve(session(), "sv1", "new", NOW, [expired]) is None
+
+
+def test_time_is_accounted_from_three_seconds_on() -> None:
+    assert price_usd(0.001) == price_usd(3) == 0.00375
+    assert price_usd(60) == 0.075
+
+
+# Sessions and times
+
+
+def test_a_session_survives_its_record() -> None:
+    made = session(SECRET, tags={"a": "b"}, transitive_tags=frozenset({"a"}), chain=(("access-key", "AKIA", "1"),))
+    stored = json.loads(json.dumps(kept_session(made)))
+    assert session_of(record(label=SECRET, session=stored)) == made
+
+
+def test_times_in_results_have_at_most_24_characters() -> None:
+    assert stamp(NOW) == "2026-11-24T00:00:00.123Z"
+
+
+# Searching and tags
+
+
+def test_search_filters_pages_and_refuses_what_it_does_not_know() -> None:
+    records = [
+        record(f"t{n}", created=NOW + timedelta(seconds=n), tags={"k": str(n % 2)}, status="DONE" if n else "NEW")
+        for n in range(5)
+    ]
+
+    def facts(each: Record) -> dict[str, Any]:
+        return {"status": each.body["status"], "createdAt": each.created}
+
+    def names(**request: Any) -> list[str]:
+        return [each.name for each in search(records, request, facts, ("status", "createdAt"))[0]]
+
+    assert names() == ["t4", "t3", "t2", "t1", "t0"]
+    assert names(filters=[{"name": "status", "operator": "EQUAL", "values": ["NEW"]}]) == ["t0"]
+    assert names(filters=[{"name": "tags:k", "operator": "EQUAL", "values": ["1"]}]) == ["t3", "t1"]
+    third = (NOW + timedelta(seconds=3)).isoformat()
+    assert names(filters=[{"name": "createdAt", "operator": "GTE", "values": [third]}]) == ["t4", "t3"]
+    assert names(filters=[{"name": "createdAt", "operator": "BETWEEN", "values": [NOW.isoformat(), third]}])[0] == "t3"
+    first, token = search(records, {"maxResults": 2}, facts, ())
+    second, last = search(records, {"maxResults": 3, "nextToken": token}, facts, ())
+    assert [each.name for each in (*first, *second)] == ["t4", "t3", "t2", "t1", "t0"] and last is None
+    for bad in ({"filters": [{"name": "nope", "values": ["x"]}]}, {"nextToken": "?"}):
+        with pytest.raises(ValidationFault):
+            names(**bad)
+
+
+def test_a_label_tag_says_the_label_or_is_refused() -> None:
+    assert tags.checked(SECRET, {"honmaru:label": "SECRET"}) == {"honmaru:label": "SECRET"}
+    with pytest.raises(ValidationFault):
+        tags.checked(SECRET, {"honmaru:label": "UNCLASSIFIED"})
+    with pytest.raises(ValidationFault):
+        tags.checked(SECRET, {str(n): "" for n in range(51)})
+
+
+# Logs Insights
+
+
+def row(**more: str) -> dict[str, str]:
+    return {"@message": "Metrics - loss=1", "@logStream": "job/1/algo-1", "@timestamp": "", "@log": "", **more}
+
+
+@pytest.mark.parametrize(
+    ("condition", "answer"),
+    [
+        ("@logStream like /^job\\/1\\//", True),
+        ("@logStream like /^ob\\/1\\//", False),
+        ("@message like /Metrics - /", True),
+        ("@message like 'loss'", True),
+        ("@message not like /loss/", False),
+        ("@message = 'loss'", False),
+        ("@message like /loss=1$/", True),
+        ("@message like /loss=$/", False),
+    ],
+)
+def test_a_query_filters(condition: str, answer: bool) -> None:
+    query = queries.parse(f"fields @timestamp, @message | filter {condition} | sort @timestamp asc | limit 5")
+    assert all(test(row()) for test in query.tests) is answer
+    assert query.shown == ["@timestamp", "@message"] and query.limit == 5 and not query.descending
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "stats count(*) by bin(5m)",
+        "filter @message like /(a+)+b/",
+        "filter @message like /a|b/",
+        "fields @nope",
+        "filter @message",
+        "sort @message",
+        "parse @message '*'",
+    ],
+)
+def test_what_a_query_cannot_do_is_refused(text: str) -> None:
+    with pytest.raises(ValidationFault):
+        queries.parse(text)
+
+
+# Hybrid jobs
+
+
+def test_a_job_reads_its_own_variables() -> None:
+    request = {
+        "jobName": "j",
+        "outputDataConfig": {"s3Path": "s3://bucket/jobs/j"},
+        "algorithmSpecification": {"scriptModeConfig": {"entryPoint": "a:b", "s3Uri": "s3://bucket/source.tar.gz"}},
+        "instanceConfig": {"instanceType": "ml.m5.large", "volumeSizeInGb": 1},
+        "hyperParameters": {"x": "1"},
+        "inputDataConfig": [{"channelName": "in", "dataSource": {"s3DataSource": {"s3Uri": "s3://bucket/in"}}}],
+    }
+    made = record(request=request, arn="arn", device="device", token="token", region="us-isob-east-1")
+    told = hybrid_job.variables(made)
+    assert told["AMZN_BRAKET_OUT_S3_BUCKET"] == "bucket" and told["AMZN_BRAKET_JOB_TOKEN"] == "token"
+    assert not any("SECRET" in name or "ACCESS_KEY" in name for name in told)
+    staged = hybrid_job.as_training(request)
+    assert staged["InputDataConfig"][0]["DataSource"]["S3DataSource"]["S3Uri"] == "s3://bucket/in"
+    assert "CheckpointConfig" not in staged
+
+
+def test_braket_names_its_environment_only_where_it_is(tmp_path: Path) -> None:
+    from honmaru.jobs.environments import Environments
+
+    without = Environments(tmp_path / "environments.json")
+    assert "braket" not in [each.name for each in without.all()]
+    prefix = tmp_path / "venv"
+    (prefix / "bin").mkdir(parents=True)
+    (prefix / "bin" / "python").touch()
+    assert Environments(tmp_path / "environments.json", quantum=prefix).named("braket").prefix == str(prefix)
