@@ -51,7 +51,10 @@ _STATUS: Mapping[type[BaseException], int] = {
     errors.LedgerUnavailable: 503,
     BaseException: 500,
 }
-_FRAMING_OF_HTTP = (408, 413)
+_NO_MODEL = "ResourceNotFoundException"
+"""The code with which Bedrock says that there is no such model, or none that the session may see."""
+
+_OF_HTTP = (408, 413)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +170,9 @@ class Dialect:
             raise unsupported.fault(body.get("model")) from None
         exchange.operation = service.operations[translation.operation]
         exchange.operation_name = translation.operation
-        for member in ("modelId", "modelIdentifier"):
-            name = translation.members.get(member, "a")
-            if len(name) > 1011 or not _IDENTIFIER.fullmatch(name):
-                raise NotFound(
-                    f"The model {name[:128]!r} does not exist or you do not have access to it",
-                    code="ResourceNotFoundException",
-                )
+        name = _identifier(translation.members)
+        if name is not None and (len(name) > 1011 or not _IDENTIFIER.fullmatch(name)):
+            raise NotFound(_no_model(name), code=_NO_MODEL)
         exchange.operation.plan.check(translation.members)
         exchange.members = translation.members
 
@@ -198,10 +197,23 @@ class Dialect:
         """(status, headers, body) of a refusal: the status by its kind, the message as AWS's wire words it."""
         status = next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
         _, aws = code_and_status(error, exchange.service, exchange.protocol)
-        if aws in _FRAMING_OF_HTTP:
+        if aws in _OF_HTTP:
             status = aws
-        body = orjson.dumps(self.error(status, message_of(error), error, f"req_{exchange.request_id}"))
+        message = message_of(error)
+        if isinstance(error, NotFound) and error.code == _NO_MODEL and exchange.translation is not None:
+            message = _no_model(_identifier(exchange.translation.members))
+        body = orjson.dumps(self.error(status, message, error, f"req_{exchange.request_id}"))
         return status, [(b"content-type", b"application/json")], body
+
+
+def _identifier(members: Mapping[str, Any]) -> str | None:
+    """The model that an operation is about."""
+    name: str | None = members.get("modelId", members.get("modelIdentifier"))
+    return name
+
+
+def _no_model(name: str | None) -> str:
+    return f"The model {(name or '')[:128]!r} does not exist or you do not have access to it"
 
 
 def _signed(exchange: Exchange) -> bool:
