@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-.PHONY: help quickstart stop install system test test-long check format bench bench-ledger docs clean
+.PHONY: help quickstart stop install system install-quantum test test-long test-quantum check format bench bench-ledger bench-quantum docs clean
 
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ stop: ## stop the enclave that quickstart left running, and its jobs
 install: ## the locked environment in .venv
 	@PYTHON=$(PYTHON) scripts/install $(VENV)
 
+install-quantum: install ## the locked environment of quantum tasks and hybrid jobs in .venv-quantum
+	@PYTHON=$(PYTHON) scripts/install-quantum .venv-quantum
+
 system: ## what Debian must have: bubblewrap
 	@scripts/system bubblewrap
 
@@ -29,6 +32,9 @@ test: install ## every test but the long ones (under 5 minutes on 2 cores)
 test-long: install ## the full kill, tamper and mutation runs
 	@scripts/system bubblewrap postgresql
 	@HONMARU_LONG=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --timeout 3600 tests/unit tests/security
+
+test-quantum: install-quantum system ## Amazon's Braket SDK, PennyLane and Qiskit against a live enclave
+	@HONMARU_QUANTUM=1 $(BIN)/python -m pytest tests/quantum tests/unit/test_quantum_parts.py
 
 check: install ## ruff, mypy --strict, import contracts, generated documents
 	@$(BIN)/ruff format --check src tests scripts benchmarks
@@ -49,6 +55,9 @@ bench: bench-ledger ## every benchmark
 
 bench-ledger: install ## durable ledger appends per second and verify time, beside plain alternatives
 	@$(BIN)/python benchmarks/bench_ledger.py
+
+bench-quantum: install-quantum system ## quantum tasks beside the bare simulator in the same run
+	@$(BIN)/python benchmarks/bench_quantum.py
 
 ##@ Tidy up
 clean: ## remove the environment and caches (never an enclave's data)

@@ -17,6 +17,7 @@ from typing import Any
 from braket.aws import AwsDevice
 from braket.circuits import Circuit
 from braket.devices import LocalSimulator
+from braket.program_sets import ProgramSet
 
 warnings.filterwarnings("ignore")
 SV1 = "arn:aws:braket:::device/quantum-simulator/amazon/sv1"
@@ -37,6 +38,10 @@ def large(qubits: int) -> Circuit:
         for control in range(target + 1, qubits):
             circuit.cphaseshift(control, target, math.pi / 2 ** (control - target))
     return circuit
+
+
+def measured(circuit: Circuit) -> Circuit:
+    return circuit.copy().measure(range(circuit.qubit_count))
 
 
 def timed(work: Callable[[], Any]) -> float:
@@ -68,6 +73,8 @@ def main() -> None:
     figures["batch_s"] = min(
         timed(lambda: device.run_batch(circuits, shots=100, max_parallel=batch).results()) for _ in range(3)
     )
+    programs = ProgramSet([measured(circuit) for circuit in circuits])
+    figures["program_set_s"] = min(timed(lambda: device.run(programs, shots=100 * batch).result()) for _ in range(3))
     figures["batch_bare_s"] = timed(lambda: [bare.run(circuit, shots=100).result() for circuit in circuits])
     circuit = large(qubits)
     bare.run(circuit, shots=100).result()

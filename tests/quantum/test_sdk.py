@@ -62,7 +62,7 @@ def test_scenario(variables: dict[str, str], scenario: str) -> None:
 
 
 def test_the_example_learns(variables: dict[str, str]) -> None:
-    command = [str(PYTHON), str(EXAMPLE), "--steps", "8"]
+    command = [str(PYTHON), str(EXAMPLE), "--steps", "12"]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     accuracy = float(done.stdout.splitlines()[-1].rpartition(" ")[2])

@@ -73,7 +73,7 @@ def results(live: LiveEnclave, task: dict[str, Any], user: str = "admin", label:
     return document
 
 
-def long_circuit(qubits: int = 20, layers: int = 600) -> str:
+def long_circuit(qubits: int = 22, layers: int = 100) -> str:
     gates = "".join(f"rx(0.{layer + 1}) q[{qubit}];\n" for layer in range(layers) for qubit in range(qubits))
     return f"OPENQASM 3.0;\nbit[{qubits}] b;\nqubit[{qubits}] q;\n{gates}b = measure q;\n"
 
@@ -243,7 +243,7 @@ def test_a_flood_of_bombs_holds_up_nobody_else(live: LiveEnclave) -> None:
 
 def test_tasks_survive_kill_9_and_end_once(live: LiveEnclave) -> None:
     client = live.client("braket")
-    arns = [create(client, long_circuit(18, 150), 10), *(create(client) for _ in range(3))]
+    arns = [create(client, long_circuit(16, 80), 10), *(create(client) for _ in range(3))]
     live.kill()
     live.up()
     client = live.client("braket")

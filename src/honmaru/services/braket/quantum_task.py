@@ -33,12 +33,11 @@ _FILTERS = ("quantumTaskArn", "deviceArn", "status", "createdAt", "endedAt", "jo
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request that passed what can be checked without a worker. `known`: the task is there already."""
+    """A request that passed what can be checked without a worker."""
 
     device: Device
     task_id: str
     body: dict[str, Any]
-    known: bool
 
 
 def prepare(call: Call, request: Mapping[str, Any], devices: Devices) -> Prepared:
@@ -58,10 +57,6 @@ def prepare(call: Call, request: Mapping[str, Any], devices: Devices) -> Prepare
     task_id = _identity(call, request["clientToken"])
     arn = call.arn("braket", f"quantum-task/{task_id}")
     digest = hashlib.sha384(json.dumps(dict(request), sort_keys=True, default=str).encode()).hexdigest()
-    known = call.records.get(KIND, task_id)
-    if known is not None and known.label == call.session.label:
-        _require_same(known, digest)
-        return Prepared(device, task_id, {"arn": arn}, known=True)
     body: dict[str, Any] = {
         "arn": arn,
         "device": device.name,
@@ -78,7 +73,7 @@ def prepare(call: Call, request: Mapping[str, Any], devices: Devices) -> Prepare
         "job_arn": job_arn,
         "tags": given_tags,
     }
-    return Prepared(device, task_id, body, known=False)
+    return Prepared(device, task_id, body)
 
 
 def check(call: Call, prepared: Prepared, tasks: QuantumTasks) -> None:
@@ -98,7 +93,7 @@ def lay_down(
     body = {**prepared.body, "left_usd": None if left is None else str(left)}
     try:
         record = call.records.create(KIND, task_id, body, "QUEUED")
-    except Conflict:  # the same request, sent twice at once
+    except Conflict:  # the same request was made before
         known = call.records.get(KIND, task_id)
         if known is None:
             raise

@@ -13,16 +13,19 @@ from __future__ import annotations
 import json
 import logging
 import math
+import pickle
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from braket.default_simulator import DensityMatrixSimulator, StateVectorSimulator
 from braket.default_simulator.gate_operations import Unitary
+from braket.default_simulator.openqasm import interpreter
 from braket.default_simulator.openqasm.program_context import ProgramContext
 from braket.ir.jaqcd import Program as JaqcdProgram
 from braket.ir.openqasm import Program, ProgramSet
@@ -34,8 +37,23 @@ logging.getLogger("braket").setLevel(logging.ERROR)
 
 OPENQASM, PROGRAM_SET, JAQCD = "braket.ir.openqasm.program", "braket.ir.openqasm.program_set", "braket.ir.jaqcd.program"
 _DECLARED_QUBITS = 4096
+_CACHED_SOURCE = 64 << 10
 _SMALL = 10
 """Up to so many qubits the simulator works without compiled code."""
+
+
+@lru_cache(maxsize=64)
+def _parsed(source: str) -> bytes:
+    return pickle.dumps(_parse(source))
+
+
+def _parse_once(source: str) -> Any:
+    """A fresh syntax tree. A program set runs one source with many inputs, and parsing is most of a small circuit."""
+    return pickle.loads(_parsed(source)) if len(source) <= _CACHED_SOURCE else _parse(source)  # noqa: S301  our own
+
+
+_parse = interpreter.parse
+interpreter.parse = _parse_once
 
 
 class Refused(Exception):
@@ -111,6 +129,9 @@ class _Measured:
 
     def create_program_context(self) -> ProgramContext:
         return _Counting(self, self.limits)
+
+    def _validate_program_set_instructions_compatibility(self, program_set: ProgramSet) -> None:
+        """Nothing: each executable is checked when it is run, and interpreting all of them twice is what costs."""
 
     def initialize_simulation(self, **named: Any) -> Any:
         qubits = int(named.get("qubit_count") or 0)
@@ -202,7 +223,9 @@ def check(request: Mapping[str, Any]) -> None:
                 raise Refused(f"shots must be a positive multiple of the {executables} executables of the program set")
             if executables > simulator.limits.executables:
                 raise Refused(f"the program set has {executables} executables; at most {simulator.limits.executables}")
-            simulator._validate_program_set_instructions_compatibility(program)
+            for each in program.programs:  # one executable of each: the run checks every one as it comes to it
+                inputs = {name: values[0] for name, values in (each.inputs or {}).items()}
+                _check_openqasm(simulator, Program(source=each.source, inputs=inputs), shots // executables)
         elif isinstance(program, Program):
             _check_openqasm(simulator, program, shots)
 
