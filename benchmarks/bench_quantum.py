@@ -1,7 +1,8 @@
 """Quantum tasks through Amazon's SDK and a live enclave, beside the bare simulator in the same run.
 
 Bell: from create to result, with the SDK's poll hint; every task is durable, labelled and in the ledger, and its result
-was read from S3. Batch: small circuits through run_batch. Large: a Fourier transform (two-qubit gates of every distance).
+was read from S3. Small circuits: through run_batch, a task each, and as one program set. Large: a Fourier transform
+(two-qubit gates of every distance).
 
     python benchmarks/bench_quantum.py [--runs N] [--batch N] [--qubits N] [--repeats N]
 """

@@ -43,13 +43,18 @@ _SMALL = 10
 
 
 @lru_cache(maxsize=64)
-def _parsed(source: str) -> bytes:
-    return pickle.dumps(_parse(source))
+def _parsed(source: str) -> bytes | None:
+    """The pickled syntax tree; None for one that cannot be pickled (gate modifiers are made-up enumerations)."""
+    try:
+        return pickle.dumps(_parse(source))
+    except (pickle.PicklingError, AttributeError, TypeError):
+        return None
 
 
 def _parse_once(source: str) -> Any:
     """A fresh syntax tree. A program set runs one source with many inputs, and parsing is most of a small circuit."""
-    return pickle.loads(_parsed(source)) if len(source) <= _CACHED_SOURCE else _parse(source)  # noqa: S301  our own
+    tree = _parsed(source) if len(source) <= _CACHED_SOURCE else None
+    return _parse(source) if tree is None else pickle.loads(tree)  # noqa: S301  our own
 
 
 _parse = interpreter.parse
