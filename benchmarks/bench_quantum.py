@@ -1,8 +1,9 @@
 """Quantum tasks through Amazon's SDK and a live enclave, beside the bare simulator in the same run.
 
 Bell: from create to result, with the SDK's poll hint; every task is durable, labelled and in the ledger, and its result
-was read from S3. Small circuits: through run_batch, a task each, and as one program set. Large: a Fourier transform
-(two-qubit gates of every distance).
+was read from S3. Small circuits: a task each, with plain boto3 (16 at a time) and with the SDK's run_batch, which costs
+the client itself more than the enclave (it builds an S3 resource for every result); and as one program set. Large: a
+Fourier transform (two-qubit gates of every distance).
 
     python benchmarks/bench_quantum.py [--runs N] [--batch N] [--qubits N] [--repeats N]
 """
@@ -46,7 +47,8 @@ def main() -> int:
     rows = (
         ("Bell, create to result, p50 (aim <= 60 ms)", figures["bell_ms"], figures["bell_bare_ms"], "ms"),
         ("  of which create, p50", figures["bell_create_ms"], None, "ms"),
-        (f"{chosen.batch} small circuits, a task each (aim >= 50)", chosen.batch / figures["batch_s"], bare_rate, "/s"),
+        (f"{chosen.batch} small circuits, a task each (aim >= 50)", chosen.batch / figures["plain_s"], bare_rate, "/s"),
+        ("  the same through the SDK's run_batch", chosen.batch / figures["batch_s"], bare_rate, "/s"),
         (f"{chosen.batch} small circuits as a program set", chosen.batch / figures["program_set_s"], bare_rate, "/s"),
         (f"{chosen.qubits} qubits, {figures['gates']} gates", figures["large_s"], figures["large_bare_s"], "s"),
         ("  more than bare (aim <= 5)", (figures["large_s"] / figures["large_bare_s"] - 1) * 100, None, "%"),

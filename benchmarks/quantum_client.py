@@ -10,12 +10,17 @@ import math
 import statistics
 import sys
 import time
+import uuid
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from braket.aws import AwsDevice
+import boto3
+from botocore.config import Config
+from braket.aws import AwsDevice, AwsSession
 from braket.circuits import Circuit
+from braket.circuits.serialization import IRType
 from braket.devices import LocalSimulator
 from braket.program_sets import ProgramSet
 
@@ -50,6 +55,25 @@ def timed(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
+def plain(circuits: list[Circuit], bucket: str) -> None:
+    """The same tasks through boto3 alone: create, ask until it has ended, read results.json; 16 at a time."""
+    config = Config(max_pool_connections=16)
+    tasks, objects = boto3.client("braket", config=config), boto3.client("s3", config=config)
+
+    def one(circuit: Circuit) -> None:
+        task = tasks.create_quantum_task(
+            action=circuit.to_ir(IRType.OPENQASM).json(), clientToken=str(uuid.uuid4()), deviceArn=SV1, shots=100,
+            outputS3Bucket=bucket, outputS3KeyPrefix="bench",
+        )["quantumTaskArn"]  # fmt: skip
+        while (found := tasks.get_quantum_task(quantumTaskArn=task))["status"] != "COMPLETED":
+            time.sleep(0.02)
+        key = f"{found['outputS3Directory']}/results.json"
+        json.loads(objects.get_object(Bucket=bucket, Key=key)["Body"].read())
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(one, circuits))
+
+
 def main() -> None:
     runs, batch, qubits, repeats = (int(each) for each in sys.argv[1:5])
     device, bare = AwsDevice(SV1), LocalSimulator()
@@ -73,6 +97,8 @@ def main() -> None:
     figures["batch_s"] = min(
         timed(lambda: device.run_batch(circuits, shots=100, max_parallel=batch).results()) for _ in range(3)
     )
+    bucket = AwsSession().default_bucket()
+    figures["plain_s"] = min(timed(lambda: plain(circuits, bucket)) for _ in range(3))
     programs = ProgramSet([measured(circuit) for circuit in circuits])
     figures["program_set_s"] = min(timed(lambda: device.run(programs, shots=100 * batch).result()) for _ in range(3))
     figures["batch_bare_s"] = timed(lambda: [bare.run(circuit, shots=100).result() for circuit in circuits])

@@ -48,6 +48,7 @@ def serve(path: str) -> None:
     from honmaru.workloads.quantum import simulator, warm
 
     warm.exercise()
+    simulator.TREES.mkdir(exist_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(64)
@@ -123,7 +124,8 @@ def _limit_memory(task_bytes: int) -> None:
 def _use_threads(count: int) -> None:
     import numba
 
-    numba.set_num_threads(max(1, min(count, numba.config.NUMBA_NUM_THREADS)))
+    # Not numba.config.NUMBA_NUM_THREADS: the simulator sets that to -1.
+    numba.set_num_threads(max(1, min(count, len(os.sched_getaffinity(0)))))
 
 
 def _receive(connection: socket.socket) -> Any:

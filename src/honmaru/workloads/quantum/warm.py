@@ -10,18 +10,25 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+import os
 import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from braket.default_simulator import DensityMatrixSimulator, StateVectorSimulator
+from braket.default_simulator import DensityMatrixSimulator, StateVectorSimulator, linalg_utils
 from braket.ir.openqasm import Program
+from numba import types
+from numba.core.dispatcher import Dispatcher
 
 warnings.filterwarnings("ignore")
 logging.disable(logging.WARNING)
 DEVICES_FILE = "braket-devices.json"
 _QUBITS = 12
+_SMALLEST, _LARGEST = 11, 26
+"""Dimensions of a state that compiled kernels work on: qubits, or twice the qubits of a density matrix."""
 
 
 def exercise() -> None:
@@ -44,6 +51,29 @@ def exercise() -> None:
     DensityMatrixSimulator().run(Program(source=noisy + "#pragma braket result probability\n"), shots=0)
 
 
+def compile_for_every_size() -> None:
+    """Compile each kernel for every number of qubits: numba makes a version of its own for each, seconds a piece.
+
+    Takes minutes of processor time once; the versions lie in NUMBA_CACHE_DIR afterwards.
+    """
+    with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as processes:
+        list(processes.map(_compile_for, range(_SMALLEST, _LARGEST + 1)))
+
+
+def _compile_for(qubits: int) -> None:
+    """Compile what `exercise` used for a state of so many dimensions."""
+    exercise()
+    for kernel in vars(linalg_utils).values():
+        if not isinstance(kernel, Dispatcher):
+            continue
+        for signature in list(kernel.signatures):
+            kernel.compile(tuple(_resized(each, qubits) for each in signature))
+
+
+def _resized(kind: Any, dimensions: int) -> Any:
+    return kind.copy(ndim=dimensions) if isinstance(kind, types.Array) and kind.ndim == _QUBITS else kind
+
+
 def described() -> dict[str, Any]:
     """The capability documents of the installed simulator, by device."""
     simulators = {"sv1": StateVectorSimulator(), "dm1": DensityMatrixSimulator()}
@@ -52,7 +82,7 @@ def described() -> dict[str, Any]:
 
 def main() -> None:
     prefix = Path(sys.argv[1] if len(sys.argv) > 1 else sys.prefix)
-    exercise()
+    compile_for_every_size()
     partial = prefix / f"{DEVICES_FILE}.partial"
     partial.write_text(json.dumps(described()))
     partial.replace(prefix / DEVICES_FILE)
