@@ -8,6 +8,7 @@ also in the middle of a simulation: that is how a task is cancelled.
 
 Invariants:
 - The parent never runs a program; a child serves one connection and dies with it.
+- Without a connection for a minute the server ends: the enclave, which keeps one to each warm child, is gone.
 - A child's memory is limited; what does not fit is answered as "memory", and the other children do not notice.
 """
 
@@ -22,6 +23,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ _FRAME = struct.Struct(">I")
 _MAX_FRAME = 64 << 20
 _BASE_BYTES = 1 << 30
 """What the warmed interpreter itself has as data; a task's memory comes on top."""
+_ALONE_S = 60.0
 CACHE = Path("/tmp/numba-cache")  # noqa: S108  inside the sandbox, a tmpfs of its own
 
 
@@ -43,7 +46,7 @@ def use_compiled_code(prefix: Path) -> None:
 
 
 def serve(path: str) -> None:
-    """Listen until killed."""
+    """Listen until nobody has been connected for a minute."""
     use_compiled_code(Path(sys.prefix))
     from honmaru.workloads.quantum import simulator, warm
 
@@ -56,7 +59,10 @@ def serve(path: str) -> None:
     children: dict[int, tuple[int, socket.socket]] = {}
     watch = select.poll()
     watch.register(listener, select.POLLIN)
-    while True:
+    alone_since = time.monotonic()
+    while children or time.monotonic() - alone_since < _ALONE_S:
+        if children:
+            alone_since = time.monotonic()
         for descriptor, events in watch.poll(200):
             if descriptor == listener.fileno():
                 connection, _ = listener.accept()
