@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import socket
 import ssl
@@ -117,22 +118,33 @@ class JobBrokers:
                 context = ssl.create_default_context(cafile=str(endpoint.ca))
                 outside = context.wrap_socket(plain, server_hostname=endpoint.host)
             with outside:
-                back = threading.Thread(target=_pump, args=(outside, inside), daemon=True)
-                back.start()
-                _pump(inside, outside)
-                back.join(_IDLE_S)
+                _carry(inside, outside)
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    """Copy until either side ends; then end the other direction too."""
-    try:
-        while data := source.recv(_CHUNK):
+def _carry(inside: socket.socket, outside: socket.socket) -> None:
+    """Copy both ways until either side ends or nothing comes for long.
+
+    One thread does both: a TLS connection must not be read and written by two threads at once. Reading it never waits,
+    because what came may be a record without data (a session ticket).
+    """
+    while True:
+        waiting = outside.pending() if isinstance(outside, ssl.SSLSocket) else 0
+        ready = [outside] if waiting else select.select([inside, outside], [], [], _IDLE_S)[0]
+        if not ready:
+            return
+        for source, sink in ((inside, outside), (outside, inside)):
+            if source not in ready:
+                continue
+            source.settimeout(0)
+            try:
+                data = source.recv(_CHUNK)
+            except (BlockingIOError, ssl.SSLWantReadError):
+                continue
+            finally:
+                source.settimeout(_IDLE_S)
+            if not data:
+                return
             sink.sendall(data)
-    except (OSError, ssl.SSLError, ValueError):
-        pass
-    for each in (source, sink):
-        with suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)
 
 
 def _listen(folder: Path, name: str) -> socket.socket:
