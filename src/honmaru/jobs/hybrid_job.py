@@ -369,7 +369,8 @@ class HybridJob:
         if not configuration:
             return None
         folders = checkpoint_folders(self._root(body), configuration, _instances(body["request"]))
-        return CheckpointSync(self.buckets, session, folders, configuration["S3Uri"])
+        limit = _instances(body["request"]) * int(body["request"]["instanceConfig"]["volumeSizeInGb"]) * _GIB
+        return CheckpointSync(self.buckets, session, folders, configuration["S3Uri"], limit=limit)
 
     def _failure(self, status: JobStatus, root: Path, follower: OutputFollower) -> str:
         """failureReason, or "" when every instance exited with 0."""

@@ -169,9 +169,14 @@ class Staging:
 
 
 class CheckpointSync:
-    """Copies new and changed files of the checkpoint folders to S3, as the job's session."""
+    """Copies new and changed files of the checkpoint folders to S3, as the job's session.
 
-    def __init__(self, buckets: Buckets, session: Session, folders: Sequence[Folder], uri: str) -> None:
+    Folders whose files are together larger than `limit` bytes are not copied at all: files with holes take no space
+    here and would there. The job's runner ends such a job for its quota.
+    """
+
+    def __init__(self, buckets: Buckets, session: Session, folders: Sequence[Folder], uri: str, *, limit: int) -> None:
+        self._limit = limit
         self._buckets = buckets
         self._session = session
         self._folders = folders
@@ -183,7 +188,10 @@ class CheckpointSync:
     def run(self, *, final: bool) -> int:
         """Copy what changed; unless `final`, only files that did not change since the last look. Returns how many."""
         count = 0
-        for found in self._found():
+        everything = list(self._found())
+        if sum(found.size for found in everything) > self._limit:
+            return 0
+        for found in everything:
             key, version = (found.root, found.name), (found.size, found.modified_ns)
             settled = final or self._seen.get(key) == version
             self._seen[key] = version

@@ -149,7 +149,7 @@ class Training:
         request = body["request"]
         instances = int(request["ResourceConfig"].get("InstanceCount") or 1)
         if status_of(self.executor, job_id) is None:
-            volume = int(request["ResourceConfig"].get("VolumeSizeInGB") or 1) * _GIB
+            volume = _volume_bytes(request)
 
             def keep_going() -> None:
                 if claim.leaving or claim.refresh().body["secondary"] != "Downloading":
@@ -367,7 +367,8 @@ class Training:
             return None
         instances = int(body["request"]["ResourceConfig"].get("InstanceCount") or 1)
         folders = checkpoint_folders(self._root(body), configuration, instances)
-        return CheckpointSync(self.buckets, session, folders, configuration["S3Uri"])
+        limit = instances * _volume_bytes(body["request"])
+        return CheckpointSync(self.buckets, session, folders, configuration["S3Uri"], limit=limit)
 
     def _note_metrics(self, claim: Claim, definitions: list[dict[str, str]], follower: OutputFollower) -> None:
         pages = (page for instance in follower.instances for page in follower.pages(instance))
@@ -406,7 +407,8 @@ class Training:
         if sync is not None:
             sync.run(final=True)
         outputs = _merged(root, instances, "output/data")
-        if outputs:
+        within = sum(found.size for found in outputs) <= instances * _volume_bytes(request)
+        if outputs and (within or body["ending"] != "fail"):
             self.buckets.write(session, bucket, f"{base}/output.tar.gz", trees.archive(outputs))
         if body["ending"] == "fail":
             return ""
@@ -429,6 +431,10 @@ class Training:
 
     def _root(self, body: Mapping[str, Any]) -> Path:
         return self.scratch / _job_id(body)
+
+
+def _volume_bytes(request: Mapping[str, Any]) -> int:
+    return int(request["ResourceConfig"].get("VolumeSizeInGB") or 1) * _GIB
 
 
 def _job_id(body: Mapping[str, Any]) -> str:

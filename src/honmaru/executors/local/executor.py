@@ -5,10 +5,12 @@ Invariants are those of `ports.executors`; this module keeps one folder per job 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -212,12 +214,52 @@ def _remove_groups(groups: list[str]) -> None:
 
 
 def _remove_tree(folder: Path) -> None:
-    """Delete a tree in which a job may have made directories without permissions. Follows no links."""
-    if not folder.exists():
+    """Delete a tree in which a job may have made directories without permissions, or nested without end.
+
+    Follows no links, and neither recurses nor names long paths: what lies in a directory of the root is moved up into
+    the root, until there are no directories.
+    """
+    try:
+        root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
         return
-    for place, _, _ in os.walk(folder, topdown=True):
-        # os.walk lists a directory before it is entered, so it must be opened up by its parent's turn
-        for child in os.scandir(place):
-            if child.is_dir(follow_symlinks=False):
-                Path(child.path).chmod(0o700)
-    shutil.rmtree(folder)
+    try:
+        moved = 0
+        while names := _names(root):
+            for name in names:
+                if not stat.S_ISDIR(os.stat(name, dir_fd=root, follow_symlinks=False).st_mode):
+                    os.unlink(name, dir_fd=root)
+                    continue
+                os.chmod(name, 0o700, dir_fd=root)
+                inner = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=root)
+                try:
+                    moved = _empty(inner, root, moved)
+                finally:
+                    os.close(inner)
+                os.rmdir(name, dir_fd=root)
+    finally:
+        os.close(root)
+    folder.rmdir()
+
+
+def _names(folder: int) -> list[str]:
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries]
+
+
+def _empty(inner: int, root: int, moved: int) -> int:
+    """Delete the files of a directory and move its directories to the root under new names, counted by `moved`."""
+    for name in _names(inner):
+        if not stat.S_ISDIR(os.stat(name, dir_fd=inner, follow_symlinks=False).st_mode):
+            os.unlink(name, dir_fd=inner)
+            continue
+        os.chmod(name, 0o700, dir_fd=inner)  # moving a directory writes its ".."
+        while True:
+            moved += 1
+            try:
+                os.rename(name, f".{moved}", src_dir_fd=inner, dst_dir_fd=root)
+                break
+            except OSError as fault:
+                if fault.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
+    return moved

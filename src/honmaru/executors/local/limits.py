@@ -2,16 +2,23 @@
 
 Invariants:
 - Usage is measured without following links and never fails because a job changes files meanwhile.
-- Every entry counts at least 512 bytes, so a flood of empty files reaches the quota too.
+- Every entry counts at least 512 bytes, so a flood of empty files reaches the quota too; a file with holes counts with
+  its size, because whoever collects it gets the holes as zeros.
+- Folders nested beyond what a path can name count as more than any quota: what lies in them cannot be measured.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+UNMEASURABLE = 1 << 62
+"""Bytes that stand for a tree too deep to be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +54,15 @@ def disk_usage(folders: Iterable[Path], skip: frozenset[Path] = frozenset()) -> 
                         found = entry.stat(follow_symlinks=False)
                         if entry.is_dir(follow_symlinks=False) and Path(entry.path) not in skip:
                             pending.append(Path(entry.path))
-                    except OSError:
+                    except OSError as fault:
+                        if fault.errno == errno.ENAMETOOLONG:
+                            return UNMEASURABLE
                         continue
-                    total += max(found.st_blocks * 512, 512)
-        except OSError:
+                    size = found.st_size if stat.S_ISREG(found.st_mode) else 0
+                    total += max(found.st_blocks * 512, size, 512)
+        except OSError as fault:
+            if fault.errno == errno.ENAMETOOLONG:
+                return UNMEASURABLE
             continue
     return total
 

@@ -12,6 +12,7 @@ Invariants:
 - The status "running" is durable before the job starts; the final status is durable before the lock is given up, and
   the job's files are on the disk before the final status.
 - One instance that fails, a limit that is passed, or a stop request ends all instances.
+- What a job leaves when it ends by itself is within its quota too, or the end is "disk-quota".
 - If the runner dies, its sandboxes die (bwrap --die-with-parent).
 """
 
@@ -238,7 +239,7 @@ def _run(job: Job) -> None:
         instance.output = os.open(files.output_file(job.folder, instance.number), _APPEND, 0o600)
         if instance.child.stdout is not None:
             ready.register(instance.child.stdout, selectors.EVENT_READ, instance)
-    measure_at = 0.0
+    measure_at, floor = 0.0, 0
     while any(instance.exit_code is None for instance in job.instances):
         for key, _ in ready.select(0.1):
             chunk = os.read(key.fd, 1 << 16)
@@ -255,12 +256,16 @@ def _run(job: Job) -> None:
         stop = files.load(job.folder / files.STOP)
         if stop is not None:
             _end(job, "stopped", float(stop["grace_s"]))
-        if now > measure_at:
+        if now > measure_at or _free_bytes(job) < floor:
             _measure(job)
+            # A job with very many files must not have the whole pause for writing: look again when that much is gone.
+            floor = _free_bytes(job) - int(spec["disk_bytes"])
             # Walking a large tree takes a while; look again after ten times that, so it stays below a tenth.
             measure_at = time.monotonic() + max(0.25, 10 * (time.monotonic() - now))
         if job.kill_at is not None and now > job.kill_at:
             _signal_all(job, signal.SIGKILL)
+    if not job.reason and any(_used_bytes(job, instance) > spec["disk_bytes"] for instance in job.instances):
+        job.reason = "disk-quota"
     _finish(job, ready)
 
 
@@ -277,10 +282,7 @@ def _reap(job: Job) -> None:
 def _measure(job: Job) -> None:
     spec = job.spec
     for instance in job.instances:
-        ml = instance.walls.ml
-        used = limits.disk_usage([ml, *(ml / below for below in spec["writable"])], frozenset({ml / "input"}))
-        used += files.output_file(job.folder, instance.number).stat().st_size
-        if used > spec["disk_bytes"]:
+        if _used_bytes(job, instance) > spec["disk_bytes"]:
             _end(job, "disk-quota", 0.0)
         achieved = instance.group.achieved
         if "memory" not in achieved or "processes" not in achieved:
@@ -291,6 +293,19 @@ def _measure(job: Job) -> None:
                 _end(job, "process-limit", 0.0)
         if instance.group.refused_forks() > _FORKS_REFUSED:
             _end(job, "process-limit", 0.0)
+
+
+def _used_bytes(job: Job, instance: Instance) -> int:
+    """What an instance occupies on the host's disk: wherever it may write, and its output."""
+    ml = instance.walls.ml
+    writable = [ml, *(ml / below for below in job.spec["writable"]), *map(Path, job.spec["sockets"])]
+    used = limits.disk_usage(writable, frozenset({ml / "input"}))
+    return used + files.output_file(job.folder, instance.number).stat().st_size
+
+
+def _free_bytes(job: Job) -> int:
+    found = os.statvfs(job.spec["root"])
+    return found.f_bavail * found.f_frsize
 
 
 def _end(job: Job, reason: str, grace_s: float) -> None:
