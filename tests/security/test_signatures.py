@@ -231,6 +231,9 @@ def test_presigned_lifetime(under_test, good):
     reply = under_test.send(too_long)
     assert reply.status == 400
     assert b"AuthorizationQueryParametersError" in reply.body
+    for lifetime in ("0000000019999999999", "9" * 5000, "1e3", "-1", " 60"):
+        endless = under_test.presigned("s3", "GET", "/sample-bucket/dir/a%20key", expires_s=lifetime)
+        assert b"AuthorizationQueryParametersError" in under_test.send(endless).body, lifetime
 
 
 def test_sigv2_is_refused_with_an_explanation(under_test):

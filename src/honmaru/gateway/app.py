@@ -162,7 +162,7 @@ class Gateway:
             raise RuntimeError("send ran before serialise")
         headers = self._headers(exchange, answer.headers)
         if exchange.pieces is not None:
-            with self.pipeline.stream_slot():
+            with self.pipeline.stream_slot(exchange):
                 await self._send_pieces(exchange, exchange.pieces, answer.status, headers)
             return
         bodiless = answer.status in (204, 304)

@@ -28,8 +28,16 @@ class Limits:
     keep_alive_s: int = 75
     connections: int = 1024
     workers: int = 16
-    """Threads that run operations."""
+    """Threads that run operations; streamed uploads have threads of their own."""
     queued: int = 256
     """Operations that wait for a thread, beyond which requests are refused as throttled."""
     streams: int = 256
-    """Event streams and asynchronous operations at once."""
+    """Event streams, answers in pieces and asynchronous operations at once."""
+    streams_each: int = 128
+    """Of these, for one person at one label."""
+    uploads: int = 64
+    """Streamed uploads at once, each with a thread; beyond it they are refused as throttled."""
+    uploads_each: int = 32
+    """Of these, for one person at one label."""
+    upload_bytes_s: int = 1024
+    """What a streamed upload must bring for each second that it lets us wait, once that is more than `idle_s`."""

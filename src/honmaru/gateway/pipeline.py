@@ -3,6 +3,7 @@
 Invariants:
 - Nothing is dispatched that IAM did not allow, and nothing is answered whose ledger entry is not durable.
 - A request is refused while the ledger cannot be written (no audit, no answer).
+- Clients that send slowly hold no thread that other operations need.
 - Refusals leave an entry too: in the log of the session's label, or of the lowest label when nobody was authenticated.
 
 Not here: bytes of any wire (gateway/aws and its siblings fill an Exchange and serialise its result).
@@ -15,6 +16,7 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
 from honmaru.api.models import Operation, ServiceModels
@@ -33,6 +35,7 @@ from honmaru.gateway.exchange import Exchange
 from honmaru.gateway.label_tags import check_stated_labels
 from honmaru.gateway.limits import Limits
 from honmaru.gateway.permissions import Question, questions, target_problems
+from honmaru.gateway.places import Places, holder_of
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.calls import Call, Provider
 from honmaru.security.guard import Guard
@@ -104,7 +107,9 @@ class Pipeline:
         self.limits = limits
         self.pool = ThreadPoolExecutor(limits.workers, thread_name_prefix="operation")
         self._waiting = 0
-        self._streams = 0
+        self._upload_pool = ThreadPoolExecutor(limits.uploads, thread_name_prefix="upload")
+        self._uploads = Places(limits.uploads, limits.uploads_each)
+        self._streams = Places(limits.streams, limits.streams_each)
         self._bound: dict[Operation, _Bound] = {}
         problems = []
         for provider in providers:
@@ -160,8 +165,12 @@ class Pipeline:
             authorizer=self.identity.require,
         )
         if bound.asynchronous:
-            with self.stream_slot():
+            with self.stream_slot(exchange):
                 exchange.result = await _or_disconnect(exchange, bound.method(call, members))
+        elif exchange.upload is not None:
+            with self._uploads.taken(holder_of(call.session)):
+                work = functools.partial(bound.method, call, members)
+                exchange.result = await asyncio.get_running_loop().run_in_executor(self._upload_pool, work)
         else:
             exchange.result = await self.in_worker(functools.partial(bound.method, call, members))
 
@@ -175,9 +184,9 @@ class Pipeline:
         finally:
             self._waiting -= 1
 
-    def stream_slot(self) -> _Slot:
+    def stream_slot(self, exchange: Exchange) -> AbstractContextManager[None]:
         """A place among the concurrent streams, for a `with` block. Raises Throttled."""
-        return _Slot(self)
+        return self._streams.taken(holder_of(_known(exchange.session)))
 
     def event(
         self,
@@ -228,20 +237,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Waits for the running operations."""
+        self._upload_pool.shutdown(wait=True)
         self.pool.shutdown(wait=True)
-
-
-class _Slot:
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
-
-    def __enter__(self) -> None:
-        if self._pipeline._streams >= self._pipeline.limits.streams:
-            raise Throttled("Please reduce your request rate.")
-        self._pipeline._streams += 1
-
-    def __exit__(self, *_: object) -> None:
-        self._pipeline._streams -= 1
 
 
 class ClientGone(HonmaruError):

@@ -117,7 +117,7 @@ def _query_claim(query: Mapping[str, list[str]]) -> Claim:
     if one("X-Amz-Algorithm") != ALGORITHM:
         raise SignatureFault("query", f"X-Amz-Algorithm only supports {ALGORITHM}")
     lifetime = one("X-Amz-Expires")
-    if not lifetime.isascii() or not lifetime.isdigit() or not 1 <= int(lifetime[:9]) <= MAX_PRESIGNED_S:
+    if not re.fullmatch(r"[0-9]{1,6}", lifetime) or not 1 <= int(lifetime) <= MAX_PRESIGNED_S:
         raise SignatureFault("query", f"X-Amz-Expires must be between 1 and {MAX_PRESIGNED_S} seconds")
     signature = one("X-Amz-Signature")
     if not re.fullmatch(r"[0-9a-f]{64}", signature):

@@ -257,17 +257,24 @@ class AwsWire:
         exchange.upload = Upload(pull, payload, length, asyncio.get_running_loop())
 
     def _pull(self, exchange: Exchange) -> Pull:
-        idle_s = self._pipeline.limits.idle_s
+        idle_s, least = self._pipeline.limits.idle_s, self._pipeline.limits.upload_bytes_s
+        loop = asyncio.get_running_loop()
         ended = False
+        waited, came = 0.0, 0
 
         async def pull() -> bytes:
-            nonlocal ended
+            nonlocal ended, waited, came
             while not ended:
+                begun = loop.time()
                 try:
                     async with asyncio.timeout(idle_s):
                         message = await exchange.receive()
                 except TimeoutError:
                     raise too_slow(exchange) from None
+                waited += loop.time() - begun
+                came += len(message.get("body", b""))
+                if waited > idle_s and came < waited * least:
+                    raise too_slow(exchange)
                 if message["type"] != "http.request":
                     raise ValidationFault("The client closed the connection inside the body", code="IncompleteBody")
                 ended = not message.get("more_body")

@@ -17,6 +17,8 @@ from honmaru.services.iam.permissions import ATTACHED_LIMIT
 from honmaru.services.iam.policies import POLICY_LIMIT, VERSIONS_LIMIT
 from honmaru.services.iam.users import KEYS_LIMIT
 
+QUESTIONS_LIMIT = 10_000
+"""Pairs of action and resource in one simulation."""
 Request = Mapping[str, Any]
 _READ: Mapping[str, Callable[[str], Any]] = {
     "string": str,
@@ -45,6 +47,17 @@ def _context(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return context
 
 
+def _check_size(request: Request) -> None:
+    """One call asks a bounded number of questions: they multiply. Raises ValidationFault."""
+    count = len(request["ActionNames"]) * len(request.get("ResourceArns") or ["*"])
+    if count > QUESTIONS_LIMIT:
+        raise ValidationFault(
+            f"{count} combinations of actions and resources were asked for; at most {QUESTIONS_LIMIT} are answered at "
+            "once",
+            code="InvalidInput",
+        )
+
+
 def _result(action: str, resource: str, decision: Decision) -> dict[str, Any]:
     return {
         "EvalActionName": action,
@@ -61,6 +74,7 @@ class Simulation(Part):
     """Operations that tell what policies would say."""
 
     def simulate_principal_policy(self, call: Call, request: Request) -> dict[str, Any]:
+        _check_size(request)
         context = _context(request.get("ContextEntries") or [])
         more = [
             compile_policy(text, f"PolicyInputList.{i}") for i, text in enumerate(request.get("PolicyInputList") or [])
@@ -75,6 +89,7 @@ class Simulation(Part):
         return {"EvaluationResults": answers, "IsTruncated": False}
 
     def simulate_custom_policy(self, _call: Call, request: Request) -> dict[str, Any]:
+        _check_size(request)
         context = _context(request.get("ContextEntries") or [])
         texts = request["PolicyInputList"]
         policies = PolicySet.union([compile_policy(text, f"PolicyInputList.{i}") for i, text in enumerate(texts)])
