@@ -5,6 +5,7 @@ The server runs in a sandbox and is not trusted to be well-behaved.
 Invariants:
 - Nothing read from the server grows without a limit: lines, headers, bodies and events have one each.
 - One connection carries one request; closing the reply closes the connection, which cancels the work behind it.
+- A connection leads to the socket in the server's folder and through no link to another process's.
 - Whatever is wrong with the server or its answer is a `ServerGone` or `ServerRefused`, never another exception.
 
 Source: RFC 9112 (message syntax, chunked coding); WHATWG server-sent events.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import stat
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -155,10 +157,13 @@ def _close(writer: asyncio.StreamWriter | None) -> None:
 
 
 async def _connect(folder: Path, socket: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    # A socket path holds at most 107 bytes; through /proc the folder may lie as deep as it likes.
-    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    # The server may put anything in the place of its socket. A handle of the place itself leads through no link; it
+    # also allows for folders as deep as they like, where a socket's path holds at most 107 bytes.
+    descriptor = os.open(folder / socket, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        return await asyncio.open_unix_connection(f"/proc/self/fd/{descriptor}/{socket}", limit=MAX_LINE_BYTES)
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise FileNotFoundError("the model server left something else in the place of its socket")
+        return await asyncio.open_unix_connection(f"/proc/self/fd/{descriptor}", limit=MAX_LINE_BYTES)
     finally:
         os.close(descriptor)
 

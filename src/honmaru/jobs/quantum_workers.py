@@ -14,6 +14,7 @@ import os
 import select
 import shutil
 import socket
+import stat
 import struct
 import threading
 from collections.abc import Iterator, Mapping
@@ -307,14 +308,17 @@ class QuantumWorkers:
         return f"{status.reason or status.phase.value} {list(status.exit_codes)}: {tail}"
 
     def _connect(self, pool: _Pool) -> Worker:
-        # A socket path holds at most 107 bytes; through /proc the folder may lie as deep as it likes.
+        # The sandbox may put anything in the place of its socket. A handle of the place itself leads through no link;
+        # it also allows for folders as deep as they like, where a socket's path holds at most 107 bytes.
         connection = socket.socket(socket.AF_UNIX)
         try:
-            folder = os.open(pool.folder / "socket", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            place = os.open(pool.folder / "socket" / SOCKET, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
-                connection.connect(f"/proc/self/fd/{folder}/{SOCKET}")
+                if not stat.S_ISSOCK(os.fstat(place).st_mode):
+                    raise FileNotFoundError("something else lies in the place of the socket")
+                connection.connect(f"/proc/self/fd/{place}")
             finally:
-                os.close(folder)
+                os.close(place)
         except OSError as fault:
             connection.close()
             raise WorkerGone(f"the worker does not answer ({type(fault).__name__})") from None
