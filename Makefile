@@ -61,4 +61,4 @@ bench-quantum: install-quantum system ## quantum tasks beside the bare simulator
 
 ##@ Tidy up
 clean: ## remove the environment and caches (never an enclave's data)
-	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) .venv-quantum .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -116,7 +116,7 @@ def test_from_labelled_text_to_a_governed_answering_model(enclave: LiveEnclave) 
     )
     assert imported["status"] == "Completed", imported.get("failureMessage")
     model = imported["importedModelArn"]
-    assert [m["modelArn"] for m in alice["bedrock"].list_imported_models()["modelSummaries"]] == [model]
+    assert model in [m["modelArn"] for m in alice["bedrock"].list_imported_models()["modelSummaries"]]
 
     question = {
         "modelId": model,
