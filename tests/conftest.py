@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from honmaru.testing.enclaves import LiveEnclave
 
@@ -14,6 +15,11 @@ from honmaru.testing.enclaves import LiveEnclave
 for _name in [n for n in os.environ if n.startswith(("AWS_", "HONMARU_DATA")) or n.lower().endswith("_proxy")]:
     del os.environ[_name]
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+
+
+# Two busy cores make generation slow now and then; that says nothing about the code.
+settings.register_profile("honmaru", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("honmaru")
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,8 @@ from honmaru.testing.keep import session
 from honmaru.testing.tiny_models import tiny_llama
 from honmaru.testing.workshop import BUCKET, ROLE, Workshop
 
+# Model servers are found by their command line: two workers must not run this module at once.
+pytestmark = pytest.mark.xdist_group("model-servers")
 USER = [{"role": "user", "content": [{"text": "who may read?"}]}]
 
 

@@ -29,6 +29,7 @@ import struct
 import subprocess
 import sys
 import time
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,9 @@ def _prepare(folder: Path) -> Job:
             memory_bytes=spec["memory_bytes"],
             writable=tuple(spec["writable"]),
         )
+        # Control groups are the whole machine's: another enclave may have a job of the same id.
         group = Group.make(
-            f"honmaru-{spec['job_id']}-{number}",
+            f"honmaru-{zlib.crc32(os.fsencode(folder)):08x}-{spec['job_id']}-{number}",
             memory_bytes=spec["memory_bytes"],
             processes=spec["processes"],
             cpu=spec["cpu"],
