@@ -37,15 +37,15 @@ test-quantum: install-quantum system ## Amazon's Braket SDK, PennyLane and Qiski
 	@HONMARU_QUANTUM=1 $(BIN)/python -m pytest tests/quantum tests/unit/test_quantum_parts.py
 
 check: install ## ruff, mypy --strict, import contracts, generated documents
-	@$(BIN)/ruff format --check src tests scripts benchmarks
-	@$(BIN)/ruff check src tests scripts benchmarks
+	@$(BIN)/ruff format --check src tests scripts benchmarks examples
+	@$(BIN)/ruff check src tests scripts benchmarks examples
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/coverage_table.py --check
 
 format: install ## let ruff format and fix
-	@$(BIN)/ruff format src tests scripts benchmarks
-	@$(BIN)/ruff check --fix src tests scripts benchmarks
+	@$(BIN)/ruff format src tests scripts benchmarks examples
+	@$(BIN)/ruff check --fix src tests scripts benchmarks examples
 
 docs: install ## regenerate the generated documents
 	@$(BIN)/python scripts/coverage_table.py
@@ -61,4 +61,4 @@ bench-quantum: install-quantum system ## quantum tasks beside the bare simulator
 
 ##@ Tidy up
 clean: ## remove the environment and caches (never an enclave's data)
-	@rm -rf $(VENV) .venv-quantum .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf $(VENV) .venv-quantum .venv-peers .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
