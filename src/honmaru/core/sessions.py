@@ -44,3 +44,13 @@ class Session:
     """Session tags that pass on to roles assumed from this session."""
     chain: tuple[tuple[str, str, str], ...] = ()
     """(kind, name, unique id) of the access key and principals behind the session; each must remain, and be cleared."""
+
+
+def platform_session(account: str, partition: str, region: str, service: str, label: Label) -> Session:
+    """The platform's own work for one account at one label: what a service does by itself, with nobody asking.
+
+    It passes the guard like any session, so it sees nothing above `label` and makes everything at it. It carries no
+    policies and is never handed to a caller. Use it only at the label of the record whose work is done.
+    """
+    arn = f"arn:{partition}:sts::{account}:assumed-role/aws-service-role/{service}.amazonaws.com"
+    return Session(account, partition, region, arn, f"service:{service}", "service", label, arn)
