@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-.PHONY: help quickstart stop install system install-quantum test test-long test-quantum check format bench bench-ledger bench-quantum docs clean
+.PHONY: help quickstart stop install system install-quantum test test-long test-quantum check format bench bench-ledger bench-gateway bench-quantum docs clean
 
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ bench: bench-ledger ## every benchmark
 
 bench-ledger: install ## durable ledger appends per second and verify time, beside plain alternatives
 	@$(BIN)/python benchmarks/bench_ledger.py
+
+bench-gateway: install system ## the gateway beside moto_server: CPU a request, requests/s, latency, memory
+	@scripts/install-peers gateway
+	@$(BIN)/python benchmarks/bench_gateway.py
 
 bench-quantum: install-quantum system ## quantum tasks beside the bare simulator in the same run
 	@$(BIN)/python benchmarks/bench_quantum.py
