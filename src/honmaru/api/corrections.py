@@ -78,6 +78,12 @@ ROOT_ELEMENTS: Mapping[str, str] = {
 """S3 operation → root element of its XML answer as S3's documentation shows it; the model does not say. boto3
 ignores the name, other S3 clients check it."""
 
+IAM_PREFIXES: Mapping[str, str] = {
+    "cloudwatch": "cloudwatch",
+    "resourcegroupstaggingapi": "tag",
+}
+"""Services whose IAM actions are not named after the service in the credential scope ("monitoring", "tagging")."""
+
 QUERY_EXTRAS: Mapping[str, frozenset[str]] = {
     "s3": frozenset({"x-id"}),
 }

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from honmaru.api.corrections import correct
+from honmaru.api.corrections import IAM_PREFIXES, correct
 from honmaru.core.errors import ConfigurationFault
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ SERVICES = (
     "sts",
 )
 """The services this enclave carries, by botocore's name. Another service costs one line here and its package."""
+
+PROTOCOLS = ("smithy-rpc-v2-cbor", "json", "rest-json", "rest-xml", "query")
+"""The protocols that `plans` compiles, by botocore's names."""
 
 _CACHE_FORMAT = 1
 _LEFT_OUT = frozenset({"documentation", "deprecatedMessage", "deprecatedSince", "contextParam", "staticContextParams"})
@@ -60,6 +63,7 @@ class Operation:
         self.output: Mapping[str, Any] | None = model.get("output")
         self.deprecated = bool(model.get("deprecated"))
         self.unroutable = bool(model.get("unroutable"))
+        self._plans: dict[str, Plan] = {}
         self.read_only = name.startswith(("Get", "List", "Describe", "Head", "Lookup", "Search", "Filter", "Simulate"))
 
     @cached_property
@@ -74,9 +78,16 @@ class Operation:
 
     @cached_property
     def plan(self) -> Plan:
-        from honmaru.api.plans import compile_plan
+        return self.plan_for(self.service.protocol)
 
-        return compile_plan(self)
+    def plan_for(self, protocol: str) -> Plan:
+        """The plan of the operation in one of its service's protocols."""
+        found = self._plans.get(protocol)
+        if found is None:
+            from honmaru.api.plans import compile_plan
+
+            found = self._plans[protocol] = compile_plan(self, protocol)
+        return found
 
     @cached_property
     def streams_input(self) -> bool:
@@ -97,7 +108,16 @@ class ServiceModel:
     def __init__(self, name: str, model: Mapping[str, Any]) -> None:
         metadata = model["metadata"]
         self.name = name
-        self.protocol: str = metadata["protocol"]
+        stated = metadata.get("protocols", [metadata["protocol"]])
+        self.protocols: tuple[str, ...] = tuple(name for name in stated if name in PROTOCOLS)
+        """What clients may speak, the service's first choice first."""
+        if not self.protocols:
+            raise ConfigurationFault(
+                [f"{name} speaks only {', '.join(stated)}: choose a service with another protocol"]
+            )
+        self.protocol = self.protocols[0]
+        self.query_compatible = "awsQueryCompatible" in metadata
+        """True for a service that once spoke query only: errors keep their query codes beside their new names."""
         self.api_version: str = metadata["apiVersion"]
         self.json_version: str = metadata.get("jsonVersion", "1.0")
         self.target_prefix: str = metadata.get("targetPrefix", "")
@@ -131,7 +151,14 @@ class ServiceModel:
     @property
     def iam_prefix(self) -> str:
         """The service's prefix in IAM actions."""
-        return self.signing_name
+        return IAM_PREFIXES.get(self.name, self.signing_name)
+
+    @cached_property
+    def inflates(self) -> bool:
+        """True when clients may compress the body of one of the operations (trait requestCompression)."""
+        return any(
+            "gzip" in op.model.get("requestcompression", {}).get("encodings", ()) for op in self.operations.values()
+        )
 
 
 class ServiceModels:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from honmaru.api import checks, json_codec, query_codec, rest_codec, xml_codec
+from honmaru.api import cbor_codec, checks, json_codec, query_codec, rest_codec, xml_codec
 from honmaru.api.events import EventReader, EventWriter, event_stream_member
 from honmaru.api.misreads import Misread
 from honmaru.core.errors import ValidationFault
@@ -97,14 +97,15 @@ MISREAD_CODES = {
     "rest-json": "SerializationException",
     "query": "MalformedInput",
     "rest-xml": "MalformedXML",
+    "smithy-rpc-v2-cbor": "SerializationException",
 }
 
 
-def compile_plan(operation: Operation) -> Plan:
-    """Compile one operation. Costs about a millisecond for a large one."""
+def compile_plan(operation: Operation, protocol: str) -> Plan:
+    """Compile one operation for a protocol of its service. Costs about a millisecond for a large one."""
     service = operation.service
     input_shape = operation.input_shape
-    read, write = _PROTOCOLS[service.protocol](operation)
+    read, write = _PROTOCOLS[protocol](operation)
     writer = None
     if operation.output is not None:
         member = event_stream_member(operation.output_shape, service)
@@ -117,7 +118,7 @@ def compile_plan(operation: Operation) -> Plan:
         write_result=write,
         tokens=tuple(name for name, ref in input_shape["members"].items() if ref.get("idempotencyToken")),
         event_writer=writer,
-        misread_code=MISREAD_CODES[service.protocol],
+        misread_code=MISREAD_CODES[protocol],
         tag_members=tuple(_tag_members(operation, input_shape)),
     )
 
@@ -166,6 +167,33 @@ def _json(operation: Operation) -> _Codec:
         rest = {member: item for member, item in result.items() if member != stream}
         initial = orjson.dumps(writer(rest))
         return Answer(operation.status, [_EVENT_STREAM], initial, events=result[stream])
+
+    return read, write
+
+
+def _cbor(operation: Operation) -> _Codec:
+    service = operation.service
+    reader = cbor_codec.reader(service, operation.input) if operation.input else None
+
+    def read(request: WireRequest) -> Members:
+        value = cbor_codec.parse(request.body)
+        if reader is None:
+            if type(value) is not dict or value:
+                raise Misread("an empty structure", value)
+            return {}
+        members: Members = reader(value)
+        return members
+
+    if operation.output is None:
+        return read, lambda _result, _request_id: Answer(operation.status, [_SMITHY])
+    if event_stream_member(operation.output_shape, service) is not None:
+        raise NotImplementedError(f"{operation}: event streams in CBOR")
+    writer = cbor_codec.writer(service, operation.output)
+
+    def write(result: Mapping[str, Any], _request_id: str) -> Answer:
+        body = bytearray()
+        writer(body, result)
+        return Answer(operation.status, [_SMITHY, _CBOR], bytes(body))
 
     return read, write
 
@@ -353,10 +381,13 @@ def _rest_body_writer(operation: Operation, json: bool) -> Callable[[Mapping[str
 _EVENT_STREAM = (b"content-type", b"application/vnd.amazon.eventstream")
 _JSON = (b"content-type", b"application/json")
 _TEXT_XML = (b"content-type", b"text/xml")
+_CBOR = (b"content-type", b"application/cbor")
+_SMITHY = (b"smithy-protocol", b"rpc-v2-cbor")
 
 _PROTOCOLS: Mapping[str, Callable[[Operation], _Codec]] = {
     "json": _json,
     "query": _query,
     "rest-json": _rest,
     "rest-xml": _rest,
+    "smithy-rpc-v2-cbor": _cbor,
 }

@@ -5,18 +5,23 @@ Status: what the service's model states for the code, else the table's for the c
 
 Invariants:
 - An exception outside the tree answers as the protocol's internal error, without any detail of it.
+- A service that once spoke query only names its errors twice: by shape, and (header x-amzn-query-error, for clients
+  that ask for it) by the code that it had in query.
 - A HEAD request and a 304 are answered without a body.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import orjson
 
+from honmaru.api import cbor_codec
 from honmaru.api.models import ServiceModel
 from honmaru.api.xml_codec import escape
 from honmaru.core import errors
+from honmaru.gateway.aws.routing import RPC_V2
 from honmaru.gateway.aws.signatures import SignatureFault
 
 _Row = tuple[str, int]
@@ -66,7 +71,7 @@ _XML: Mapping[type[Exception], _Row] = {
     errors.RequestFault: ("InvalidRequest", 400),
     errors.HonmaruError: ("InternalError", 500),
 }
-_PROTOCOLS = {"json": _JSON, "rest-json": _JSON, "query": _QUERY, "rest-xml": _XML}
+_PROTOCOLS = {"json": _JSON, RPC_V2: _JSON, "rest-json": _JSON, "query": _QUERY, "rest-xml": _XML}
 
 _SERVICES: Mapping[str, Mapping[type[Exception], _Row]] = {
     "sagemaker": {
@@ -89,6 +94,11 @@ _SERVICES: Mapping[str, Mapping[type[Exception], _Row]] = {
         errors.EngineFailed: ("ModelErrorException", 424),
     },
     "iam": {errors.HonmaruError: ("ServiceFailure", 500)},
+    "cloudwatch": {
+        errors.NotFound: ("ResourceNotFound", 404),
+        errors.QuotaExceeded: ("LimitExceeded", 400),
+        errors.HonmaruError: ("InternalServiceError", 500),
+    },
     "braket": {
         errors.StoreUnavailable: ("InternalServiceException", 500),
         errors.LedgerUnavailable: ("InternalServiceException", 500),
@@ -238,24 +248,40 @@ _TOKENS: Mapping[str, Mapping[str, _Row]] = {
 
 def code_and_status(error: BaseException, service: ServiceModel | None, protocol: str) -> _Row:
     """The wire's error code and HTTP status of an exception."""
+    rpc = "json" if protocol == RPC_V2 else protocol
     if isinstance(error, SignatureFault):
-        return _REASONS[error.reason][protocol]
+        return _REASONS[error.reason][rpc]
     code = error.code if isinstance(error, errors.HonmaruError) else None
     if isinstance(error, errors.AuthenticationFailed):
         known = _TOKENS.get(code or "InvalidClientTokenId")
         if known is not None:
-            return known[protocol]
+            return known[rpc]
     default, status = _default(error, service, protocol)
     if code is None:
         code = default
     if service is not None:
         modelled = service.errors.get(code)
-        if modelled is not None and modelled[0] is not None:
-            return code, modelled[0]
+        if modelled is not None:
+            if len(service.protocols) > 1:
+                code = _spelled(modelled, protocol)
+            if modelled[0] is not None:
+                return code, modelled[0]
     status = _STATUS.get(code, status)
-    if protocol == "json" and isinstance(error, errors.RequestFault) and status not in (413,):
+    if rpc == "json" and isinstance(error, errors.RequestFault) and status not in (413,):
         status = 400
     return code, status
+
+
+def _spelled(modelled: tuple[int | None, str, Mapping[str, Any]], protocol: str) -> str:
+    """The code of a modelled error: its own in query, its shape's name in JSON and CBOR."""
+    _, shape, model = modelled
+    return str(model.get("error", {}).get("code", shape)) if protocol == "query" else shape
+
+
+def _query_error(error: BaseException, service: ServiceModel, status: int) -> bytes:
+    """The value of x-amzn-query-error: the code that the error has in query, and whose fault it is."""
+    code, _ = code_and_status(error, service, "query")
+    return f"{code};{'Sender' if status < 500 else 'Receiver'}".encode()
 
 
 def _default(error: BaseException, service: ServiceModel | None, protocol: str) -> _Row:
@@ -286,8 +312,9 @@ def fault_body(
     protocol: str,
     request_id: str,
     resource: str,
+    query_mode: bool = False,
 ) -> tuple[str, int, list[tuple[bytes, bytes]], bytes]:
-    """(code, status, headers, body) of an exception in a protocol."""
+    """(code, status, headers, body) of an exception in a protocol. `query_mode`: the client asks for query's codes."""
     code, status = code_and_status(error, service, protocol)
     message = message_of(error)
     members = error.members if isinstance(error, errors.HonmaruError) else {}
@@ -313,10 +340,24 @@ def fault_body(
         key = next((name for name in service.errors[code][2]["members"] if name.lower() == "message"), key)
     json: dict[str, object] = {key: message.encode("utf-8", "replace").decode(), **members}
     headers = [(b"x-amzn-errortype", code.encode())]
+    if query_mode and service is not None and service.query_compatible:
+        headers.append((b"x-amzn-query-error", _query_error(error, service, status)))
+    if protocol == RPC_V2:
+        cbor = bytearray()
+        cbor_codec.write_any(cbor, {"__type": _shape_id(service, code), **json})
+        headers += [(b"smithy-protocol", b"rpc-v2-cbor"), (b"content-type", b"application/cbor")]
+        return code, status, headers, bytes(cbor)
     if protocol == "json":
-        json = {"__type": code, **json}
         version = service.json_version if service is not None else "1.1"
+        json = {"__type": _shape_id(service, code) if version == "1.0" else code, **json}
         headers.append((b"content-type", f"application/x-amz-json-{version}".encode()))
     else:
         headers.append((b"content-type", b"application/json"))
     return code, status, headers, orjson.dumps(json, default=str)
+
+
+def _shape_id(service: ServiceModel | None, code: str) -> str:
+    """An error's absolute shape name, as JSON 1.0 and CBOR state it; the protocol's own errors are coral's."""
+    if service is not None and code in service.errors:
+        return f"com.amazonaws.{service.name.replace('-', '')}#{code}"
+    return f"com.amazon.coral.service#{code}"

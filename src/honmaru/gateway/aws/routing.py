@@ -2,13 +2,14 @@
 
 Service, first match wins:
   1. the service in the SigV4 credential scope; names that two services share are split by path
-  2. the prefix of X-Amz-Target
+  2. the prefix of X-Amz-Target, or the service in an RPC v2 path
   3. the first label of the Host header
   4. for bearer tokens (no scope): the service with bearer authentication whose paths match
   5. the Version of a form
   6. S3
 
-Operation: X-Amz-Target (json), Action (query), else a trie over the path's segments.
+Protocol of a service that speaks several: what the request says (`smithy-protocol`, X-Amz-Target, a form).
+Operation: X-Amz-Target (json), the path's end (RPC v2), Action (query), else a trie over the path's segments.
 
 Invariants:
 - The path is routed raw: an encoded slash never separates segments. Labels are percent-decoded once, after routing.
@@ -29,7 +30,35 @@ from honmaru.api.rest_codec import literal_query
 Query = Mapping[str, list[str]]
 Headers = Mapping[str, str]
 
+RPC_V2 = "smithy-rpc-v2-cbor"
+_RPC_PATH = re.compile(r"/(?:[^?]+/)?service/([A-Za-z0-9_]{1,128})/operation/([A-Za-z0-9_]{1,128})")
 _TEMPLATE_PART = re.compile(r"\{([^}+]+)(\+?)\}")
+
+
+def speaks_rpc_v2(headers: Headers) -> bool:
+    """True for a request of smithy's RPC v2 CBOR protocol."""
+    return headers.get("smithy-protocol") == "rpc-v2-cbor"
+
+
+def rpc_v2_names(raw_path: str) -> tuple[str, str] | None:
+    """(service, operation) of an RPC v2 path, at whatever prefix; None for another path."""
+    match = _RPC_PATH.fullmatch(raw_path)
+    return (match[1], match[2]) if match else None
+
+
+def protocol_of(service: ServiceModel, headers: Headers, query: Query) -> str:
+    """The protocol in which a request speaks to its service; the service's first where the request does not say."""
+    if len(service.protocols) == 1:
+        return service.protocol
+    if speaks_rpc_v2(headers):
+        said = RPC_V2
+    elif "x-amz-target" in headers:
+        said = "json"
+    elif "Action" in query or headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        said = "query"
+    else:
+        return service.protocol
+    return said if said in service.protocols else service.protocol
 
 
 class _Candidate:
@@ -186,7 +215,7 @@ class ServiceRouter:
             self._by_host[service.endpoint_prefix] = service
             if service.target_prefix:
                 self._by_target[service.target_prefix] = service
-            if service.protocol == "query":
+            if "query" in service.protocols:
                 self._by_version[service.api_version] = service
         self._bearer = [service for service in models if service.bearer]
         self._hosts = tuple(f".{host}" for host in hosts)
@@ -207,6 +236,9 @@ class ServiceRouter:
         target = headers.get("x-amz-target")
         if target is not None:
             return self._by_target.get(target.rpartition(".")[0])
+        if speaks_rpc_v2(headers):
+            names = rpc_v2_names(raw_path)
+            return self._by_target.get(names[0]) if names else None
         host = headers.get("host", "")
         labels = host.partition(":")[0].split(".")
         for count in (2, 1):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from collections.abc import Mapping
 
 from honmaru.api import query_codec
@@ -20,7 +21,7 @@ from honmaru.api.plans import WireRequest
 from honmaru.core.errors import AccessDenied, NotFound, ValidationFault
 from honmaru.gateway.aws import payloads, signatures
 from honmaru.gateway.aws.faults import fault_body
-from honmaru.gateway.aws.routing import ServiceRouter
+from honmaru.gateway.aws.routing import RPC_V2, ServiceRouter, protocol_of, rpc_v2_names, speaks_rpc_v2
 from honmaru.gateway.aws.signatures import SignatureFault
 from honmaru.gateway.exchange import Exchange
 from honmaru.gateway.pipeline import Pipeline
@@ -68,7 +69,7 @@ class AwsWire:
         if service is None:
             return
         exchange.service = service
-        exchange.protocol = service.protocol
+        exchange.protocol = protocol_of(service, exchange.headers, exchange.query)
         self._find_operation(exchange, service)
 
     def _service(self, exchange: Exchange, *, bearer: bool) -> ServiceModel | None:
@@ -90,7 +91,7 @@ class AwsWire:
         return service
 
     def _find_operation(self, exchange: Exchange, service: ServiceModel) -> None:
-        if service.protocol == "json":
+        if exchange.protocol == "json":
             target = exchange.headers.get("x-amz-target", "")
             prefix, _, name = target.rpartition(".")
             operation = service.operations.get(name) if prefix == service.target_prefix else None
@@ -100,7 +101,9 @@ class AwsWire:
                     f"The operation '{target[:128]}' is not one of {service.name}", code="UnknownOperationException"
                 )
             self._found(exchange, operation)
-        elif service.protocol == "query":
+        elif exchange.protocol == RPC_V2:
+            self._found(exchange, _rpc_v2_operation(exchange, service))
+        elif exchange.protocol == "query":
             action = exchange.query.get("Action")
             if action and exchange.method == "GET":
                 self._found(exchange, self._action(exchange, service, action[0]))
@@ -304,14 +307,15 @@ class AwsWire:
 
     def parse(self, exchange: Exchange) -> None:
         """Members of the operation, checked against the model. Raises ValidationFault."""
-        if exchange.operation is None and exchange.service is not None and exchange.service.protocol == "query":
+        self._inflate(exchange)
+        if exchange.operation is None and exchange.service is not None and exchange.protocol == "query":
             self._form_operation(exchange, exchange.service)
         if exchange.routing_fault is not None:
             raise exchange.routing_fault
         operation = exchange.operation
         if operation is None:
             raise ValidationFault("The request names no operation", code="InvalidAction")
-        plan = operation.plan
+        plan = operation.plan_for(exchange.protocol)
         members = plan.read(
             WireRequest(exchange.query, exchange.headers, exchange.labels, exchange.body, exchange.upload)
         )
@@ -323,6 +327,24 @@ class AwsWire:
         owner = members.get("ExpectedBucketOwner") if operation.service.name == "s3" else None
         if owner is not None and exchange.session is not None and owner != exchange.session.account:
             raise AccessDenied("Access Denied: the bucket is not owned by the expected account", code="AccessDenied")
+
+    def _inflate(self, exchange: Exchange) -> None:
+        """Undoes the gzip of a body whose service lets clients compress. The signature covered the compressed bytes."""
+        service = exchange.service
+        if service is None or not service.inflates or exchange.headers.get("content-encoding") != "gzip":
+            return
+        limit = self._pipeline.limits.body_bytes
+        unzip = zlib.decompressobj(31)
+        try:
+            exchange.body = unzip.decompress(exchange.body, limit)
+        except zlib.error:
+            raise ValidationFault(
+                "The body is not gzip, as Content-Encoding says", code="SerializationException"
+            ) from None
+        if unzip.unconsumed_tail:
+            raise too_large(exchange, limit)
+        if not unzip.eof or unzip.unused_data:
+            raise ValidationFault("The body is not one whole gzip member", code="SerializationException")
 
     def _form_operation(self, exchange: Exchange, service: ServiceModel) -> None:
         try:
@@ -345,7 +367,7 @@ class AwsWire:
         call = exchange.call
         if operation is None or call is None:
             raise RuntimeError("nothing was dispatched")
-        answer = operation.plan.write(exchange.result, exchange.request_id)
+        answer = operation.plan_for(exchange.protocol).write(exchange.result, exchange.request_id)
         if call.status is not None:
             answer.status = call.status
         for name, value in call.response_headers.items():
@@ -367,6 +389,7 @@ class AwsWire:
             protocol=exchange.protocol,
             request_id=exchange.request_id,
             resource=exchange.host_path.partition("?")[0],
+            query_mode=exchange.headers.get("x-amzn-query-mode") == "true",
         )
         return status, headers, body
 
@@ -374,6 +397,8 @@ class AwsWire:
 def _likely_protocol(headers: Mapping[str, str]) -> str:
     """The protocol in which to answer a request whose service is not known."""
     content_type = headers.get("content-type", "")
+    if speaks_rpc_v2(headers):
+        return RPC_V2
     if "x-amz-target" in headers or content_type.startswith("application/x-amz-json"):
         return "json"
     if content_type.startswith("application/x-www-form-urlencoded"):
@@ -381,6 +406,21 @@ def _likely_protocol(headers: Mapping[str, str]) -> str:
     if content_type.startswith("application/json") or headers.get("authorization", "")[:6].lower() == "bearer":
         return "rest-json"
     return "rest-xml"
+
+
+def _rpc_v2_operation(exchange: Exchange, service: ServiceModel) -> Operation | None:
+    """The operation of an RPC v2 request; None, and why is noted, when it names none."""
+    names = rpc_v2_names(exchange.raw_path)
+    if exchange.method == "POST" and names is not None and "x-amz-target" not in exchange.headers:
+        exchange.operation_name = names[1]
+        operation = service.operations.get(names[1]) if names[0] == service.target_prefix else None
+        if operation is not None:
+            return operation
+    exchange.routing_fault = ValidationFault(
+        f"Expected POST /service/{service.target_prefix}/operation/NAME with an operation of {service.name}",
+        code="UnknownOperationException",
+    )
+    return None
 
 
 def _no_route(exchange: Exchange, service: ServiceModel) -> Exception:
