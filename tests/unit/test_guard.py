@@ -23,7 +23,7 @@ from honmaru.core.errors import (
 from honmaru.core.labels import Label
 from honmaru.security.crypto.keyring import Keyring
 from honmaru.security.guard import Creation, Record, Removal, Revision
-from honmaru.testing.keep import Keep, quick_directory, session
+from honmaru.testing.keep import ACCOUNT, Keep, quick_directory, session
 
 U, C, S, TS = (session(marking) for marking in ("UNCLASSIFIED", "CONFIDENTIAL", "SECRET", "TOP SECRET"))
 SI, TK = session("SECRET//SI"), session("SECRET//TK")
@@ -310,16 +310,26 @@ def test_the_outbox_does_not_grow(keep: Keep) -> None:
 
 def test_callbacks_after_every_committed_change_of_the_service(keep: Keep) -> None:
     calls: list[str] = []
-    keep.guard.on_change("x", lambda: calls.append("x"))
+    keep.guard.on_change("x", lambda account, kinds: calls.append(account + "".join(kinds)))
     records = keep.guard.records(S, "x")
     record = records.create("k", "plan", {})
     keep.guard.records(S, "y").create("k", "plan", {})
     with pytest.raises(Conflict):
         records.create("k", "plan", {})
-    assert calls == ["x"]
+    assert calls == [f"{ACCOUNT}k"]
     trusted = keep.guard.trusted("x", {"k"})
     trusted.delete(trusted.update(record, {}))
-    assert calls == ["x", "x", "x"]
+    assert calls == [f"{ACCOUNT}k"] * 3
+
+
+def test_a_sight_widens_by_accounts_and_never_by_labels(keep: Keep) -> None:
+    theirs = session("SECRET", account="999999999999")
+    low = keep.guard.records(session("UNCLASSIFIED", account="999999999999"), "x").create("k", "shared", {"at": "U"})
+    high = keep.guard.records(theirs, "x").create("k", "shared", {"at": "S"})
+    assert keep.guard.records(S, "x").get("k", "shared") is None
+    assert keep.guard.sight(S.label, "x").get("k", "shared") == high
+    assert keep.guard.sight(U.label, "x").get("k", "shared") == low
+    assert keep.guard.sight(U.label, "x").get("k", "shared", account=ACCOUNT) is None
 
 
 # Blobs

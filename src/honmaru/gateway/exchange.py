@@ -49,6 +49,7 @@ class Exchange:
         "method",
         "operation",
         "operation_name",
+        "owner",
         "pieces",
         "protocol",
         "query",
@@ -109,6 +110,8 @@ class Exchange:
 
         self.session: Session | None = None
         self.members: dict[str, Any] = {}
+        self.owner = ""
+        """Account of the first resource that IAM was asked about; "" where none is known."""
         self.call: Call | None = None
         self.pieces: Pieces | None = None
         """The rest of an answer that is sent while it is made."""

@@ -36,9 +36,11 @@ from honmaru.gateway.label_tags import check_stated_labels
 from honmaru.gateway.limits import Limits
 from honmaru.gateway.permissions import Question, questions, target_problems
 from honmaru.gateway.places import Places, holder_of
+from honmaru.gateway.request_tags import request_tags
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.calls import Call, Provider
 from honmaru.security.guard import Guard
+from honmaru.security.identity.resources import Resources
 from honmaru.security.ledger.entries import api_call
 
 
@@ -61,7 +63,10 @@ class Authority(Protocol):
 
     def bearer(self, token: str) -> Session: ...
 
-    def require(self, session: Session, action: str, resource_arn: str, context: Mapping[str, Any]) -> None: ...
+    def require(self, session: Session, action: str, resource_arn: str, context: Mapping[str, Any]) -> str: ...
+
+    @property
+    def resources(self) -> Resources: ...
 
 
 _T = TypeVar("_T")
@@ -114,6 +119,8 @@ class Pipeline:
         problems = []
         for provider in providers:
             service = models[provider.service]
+            if provider.arn_services:
+                identity.resources.own(provider)
             problems += target_problems(provider, service.operations)
             for operation in service.operations.values():
                 method = getattr(provider, method_name(operation.name), None)
@@ -143,9 +150,13 @@ class Pipeline:
                 "of honmaru; nothing was done"
             )
         context = bound.context(operation.name, exchange.members)
+        tags = request_tags(exchange.members)
+        if tags:
+            context = {**tags, **context}
         for action, resource in bound.questions:
             arn = resource(session, exchange.members)
-            self.identity.require(session, action, arn, context)
+            owner = self.identity.require(session, action, arn, context)
+            exchange.owner = exchange.owner or owner
         exchange.decision = "allow"
 
     async def dispatch(self, exchange: Exchange) -> None:
@@ -163,6 +174,7 @@ class Pipeline:
             headers=exchange.headers,
             query={name: values[0] for name, values in exchange.query.items()},
             authorizer=self.identity.require,
+            owner=exchange.owner,
         )
         if bound.asynchronous:
             with self.stream_slot(exchange):

@@ -3,17 +3,61 @@
 Invariants:
 - A service sees records and blobs only through the guarded handles of its `Call`; there is no other way to a store.
 - Each operation states the resource it acts on, so the door can ask IAM before the operation runs.
+- What a session may do in another account is decided by the policy of the resource; the call then acts in the account
+  of that resource (`Call.account`), at the session's own label.
+
+How a resource policy reaches a decision
+----------------------------------------
+Every question to IAM (the door's, `Call.authorize`, the platform's own work) names an ARN. The service in the ARN
+selects the provider that owns such resources (`Provider.arn_services`), and that provider's `resource` answers with a
+`Resource`: owner, policy, tags, label. So S3's bucket policy binds a training job that reads the bucket, and KMS's key
+policy binds S3 when it asks `call.authorize("kms:Decrypt", key_arn, ...)`, without either knowing the other.
+`resource` is asked once for each (place, label) and the answer kept until a record of `resource_kinds` changes in any
+account; it may read the database, decisions may not.
+
+    class S3(Provider):
+        arn_services = ("s3",)
+        resource_kinds = frozenset({"bucket"})
+
+        def resource_place(self, resource: str) -> str:          # "bucket/a/key" → "bucket"
+            return resource.partition("/")[0]
+
+        def resource(self, sight: Sight, place: str) -> Resource | None:
+            record = sight.get("bucket", place)                   # in any account, at or below the session's label
+            return None if record is None else Resource(
+                record.account, record.label, policy=record.body.get("policy"), tags=record.body["tags"])
+
+KMS answers `Resource(..., governs=True)`: access starts from the key policy alone, and identity policies (of any
+account) count only where the key policy allows the account's root. A KMS grant is one more Allow statement in `policy`.
+Role trust policies are the identity's own affair. A resource that nobody can see is None: then only the identity
+policies of the ARN's own account decide, and the operation answers not found.
+
+Condition keys of a request (any case; str, int, float, bool, datetime, bytes or a list of them; None is absent)
+-----------------------------------------------------------------------------------------------------------------
+- `Provider.context(operation, request)`: the service's own keys, `s3:prefix`, `kms:EncryptionContext:<key>` ...
+- the door: `aws:RequestTag/<key>` and `aws:TagKeys` from the members Tags, tags, TagList, TagKeys, tagKeys; a provider
+  whose tags travel otherwise (S3's x-amz-tagging and XML) returns these keys itself, and its values win.
+- the resource: `aws:ResourceTag/<key>`, `aws:ResourceAccount`, `aws:ResourceOrgID`, `honmaru:ResourceLabel` (banner),
+  `honmaru:ResourceLevel` (0 U .. 3 TS as in `Label.level`), and whatever `Resource.context` holds.
+- the session: `aws:PrincipalArn`, `aws:PrincipalAccount`, `aws:PrincipalOrgID`, `aws:PrincipalOrgPaths`,
+  `aws:PrincipalTag/<key>`, `aws:PrincipalType`, `aws:PrincipalIsAWSService`, `aws:userid`, `aws:username`,
+  `aws:SourceIp`, `aws:SourceIdentity`, `aws:SecureTransport`, `aws:UserAgent`, `aws:RequestedRegion`,
+  `aws:CurrentTime`, `aws:EpochTime`, `aws:TokenIssueTime`, `aws:MultiFactorAuthPresent`, `aws:MultiFactorAuthAge`,
+  `aws:FederatedProvider`,
+  `honmaru:SessionLabel`, `honmaru:SessionLevel`. These win over whatever a provider returns.
+- a service that asks on behalf of its caller passes `aws:ViaAWSService`, `aws:CalledVia`, `kms:ViaService` itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, ClassVar, Protocol
 
+from honmaru.core.labels import Label
 from honmaru.core.sessions import Session
-from honmaru.security.guard import Guard, GuardedBlobs, GuardedRecords
+from honmaru.security.guard import Guard, GuardedBlobs, GuardedRecords, Sight
 
 
 class ByteStream(Protocol):
@@ -52,34 +96,78 @@ class Call:
     guard: Guard
     headers: Mapping[str, str]
     query: Mapping[str, str]
-    authorizer: Callable[[Session, str, str, Mapping[str, Any]], None]
+    authorizer: Callable[[Session, str, str, Mapping[str, Any]], object]
     status: int | None = None
     response_headers: dict[str, str] = field(default_factory=dict)
     resources: list[tuple[str, str]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     """Further facts for the ledger entry (digests, token counts); never the content itself."""
+    owner: str = ""
+    """Account of the resource that the door authorised; "" where the door knew of none: the session's own."""
+
+    @property
+    def account(self) -> str:
+        """The account that the call acts in: that of the resource, which may be another than the session's."""
+        return self.owner or self.session.account
+
+    def within(self, account: str) -> Call:
+        """This call in the account of another resource (a copy's source), which `authorize` has allowed."""
+        return replace(self, owner=account)
+
+    @property
+    def acting(self) -> Session:
+        """The session as the guard sees it: at the session's label, in the account that the call acts in."""
+        session = self.session
+        return session if self.owner in ("", session.account) else replace(session, account=self.owner)
 
     @property
     def records(self) -> GuardedRecords:
         """Records of this service at the session's label."""
-        return self.guard.records(self.session, self.service)
+        return self.guard.records(self.acting, self.service)
 
     def records_of(self, service: str) -> GuardedRecords:
         """Records of another service: what services share they meet at a record."""
-        return self.guard.records(self.session, service)
+        return self.guard.records(self.acting, service)
 
     @property
     def blobs(self) -> GuardedBlobs:
-        return self.guard.blobs(self.session)
+        return self.guard.blobs(self.acting)
 
-    def authorize(self, action: str, resource: str, context: Mapping[str, Any] | None = None) -> None:
-        """A second question to IAM (iam:PassRole, s3:GetObject of a copy source). Raises AccessDenied."""
-        self.authorizer(self.session, action, resource, context or {})
+    def sight(self, service: str = "") -> Sight:
+        """Records of a service (this one's by default) at or below the session's label in every account, to find out
+        whether a name that all accounts share is taken (S3's bucket names). Never to answer what is in them."""
+        return self.guard.sight(self.session.label, service or self.service)
+
+    def authorize(self, action: str, resource: str, context: Mapping[str, Any] | None = None) -> str:
+        """A second question to IAM (iam:PassRole, s3:GetObject of a copy source, kms:Decrypt).
+
+        Returns the account of the resource, for `within`. Raises AccessDenied.
+        """
+        answer = self.authorizer(self.session, action, resource, context or {})
+        return answer if isinstance(answer, str) and answer else self.session.account
 
     def arn(self, service: str, resource: str, *, region: bool = True) -> str:
-        """An ARN in the session's partition, region and account."""
+        """An ARN in the session's partition and region, and the account that the call acts in."""
         s = self.session
-        return f"arn:{s.partition}:{service}:{s.region if region else ''}:{s.account}:{resource}"
+        return f"arn:{s.partition}:{service}:{s.region if region else ''}:{self.account}:{resource}"
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """What one resource brings to every decision about it. See the module for how it gets there.
+
+    `governs`: access starts from this policy alone (KMS keys); identity policies count only where it allows the
+    account's root. `confined`: Allow statements for other accounts than the owner's do not count (S3's
+    RestrictPublicBuckets on a public policy).
+    """
+
+    account: str
+    label: Label
+    policy: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    context: Mapping[str, Any] = field(default_factory=dict)
+    governs: bool = False
+    confined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +200,23 @@ class Provider:
     unauthorized: ClassVar[frozenset[str]] = frozenset()
     """Operations that any authenticated principal may call (sts:GetCallerIdentity)."""
 
+    arn_services: ClassVar[tuple[str, ...]] = ()
+    """Services in ARNs (the third component) whose resources `resource` knows."""
+
+    resource_kinds: ClassVar[frozenset[str]] = frozenset()
+    """Kinds of this service's records from which `resource` is made: a change of one makes it ask again."""
+
     def context(self, operation: str, request: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
         """Service-specific IAM condition keys of a request, for example {"s3:prefix": "a/"}."""
         return {}
+
+    def resource_place(self, resource: str) -> str:
+        """The part of an ARN's last component that names what bears the policy; "" when nothing of it does."""
+        return resource
+
+    def resource(self, sight: Sight, place: str) -> Resource | None:  # noqa: ARG002
+        """Who owns a resource and what policy it bears; None when there is none at or below the sight's label.
+
+        Pure but for reading through `sight`; asked once for each place and label until `resource_kinds` change.
+        """
+        return None

@@ -9,6 +9,7 @@ from honmaru.security.guard.records import (
     Record,
     Removal,
     Revision,
+    Sight,
     TrustedRecords,
 )
 
@@ -22,5 +23,6 @@ __all__ = [
     "Record",
     "Removal",
     "Revision",
+    "Sight",
     "TrustedRecords",
 ]

@@ -39,6 +39,7 @@ from honmaru.security.guard.records import (
     GuardedRecords,
     Record,
     Removal,
+    Sight,
     TrustedRecords,
 )
 from honmaru.security.ledger.entries import state_change
@@ -72,7 +73,7 @@ class Guard:
         self._ids = ids
         self._vault = BlobVault(blobs, keyring, ids, self.label)
         self._labels: dict[str, Label] = {}
-        self._callbacks: dict[str, list[Callable[[], None]]] = {}
+        self._callbacks: dict[str, list[Callable[[str, frozenset[str]], None]]] = {}
         self._lock = threading.Lock()
         self._appended: deque[tuple[str, Future[Any]]] = deque()
         self._behind = False
@@ -91,8 +92,13 @@ class Guard:
         """Records of stated kinds across labels: for the authenticator and the supervisor only."""
         return TrustedRecords(self, service, frozenset(kinds))
 
-    def on_change(self, service: str, callback: Callable[[], None]) -> None:
-        """Call `callback` after every committed change of a record of `service`, in the thread that made it."""
+    def sight(self, label: Label, service: str) -> Sight:
+        """What a session at `label` could see of a service's records in any account: for questions to IAM only."""
+        return Sight(self, label, service)
+
+    def on_change(self, service: str, callback: Callable[[str, frozenset[str]], None]) -> None:
+        """Call `callback(account, kinds)` after every committed change of records of `service`, in the thread that
+        made it and before the change is acknowledged."""
         self._callbacks.setdefault(service, []).append(callback)
 
     # Start and end
@@ -226,8 +232,11 @@ class Guard:
             raise
         self._append(label, entries)
         records = [self._committed(change, row) for change, row in zip(changes, rows, strict=True)]
-        for callback in self._callbacks.get(service, ()):
-            callback()
+        callbacks = self._callbacks.get(service)
+        if callbacks:
+            kinds = frozenset(record.kind for record in records)
+            for callback in callbacks:
+                callback(account, kinds)
         return records
 
     def _stored(

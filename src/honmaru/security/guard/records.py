@@ -96,9 +96,25 @@ class GuardedRecords:
         row = self._resolve(rows)
         return None if row is None else self._guard.open(row)
 
+    def instances(self, kind: str, name: str) -> builtins.list[Record]:
+        """Every visible instance of a name, by label. Label: reads at or below the session's label, as `get`."""
+        if not _is_name(name):
+            return []
+        rows = self._guard.rows(self._session.account, self._service, kind, name, self._visible())
+        return [self._guard.open(row) for row in rows]
+
+    def iterate_instances(
+        self, kind: str, *, prefix: str = "", after: str = "", page: int = _PAGE
+    ) -> Iterator[Record]:
+        """Like `iterate`, with every visible instance of each name, by (name, label)."""
+        if not _is_name(prefix):
+            return
+        for group in self._grouped(kind, prefix, after, None, self._visible(), max(page, 1)):
+            yield from (self._guard.open(row) for row in group)
+
     def list(
         self, kind: str, *, prefix: str = "", after: str = "", state: str | None = None, limit: int = 1000
-    ) -> list[Record]:
+    ) -> builtins.list[Record]:
         """At most `limit` records whose name starts with `prefix` and is greater than `after`, by name.
 
         One record per name, resolved as by `get`; `state` then keeps only those whose visible instance is in it.
@@ -119,8 +135,9 @@ class GuardedRecords:
         visible = self._visible()
         # With one visible label the store may filter: the only instance of a name is the resolved one.
         wanted = state if len(visible) == 1 else None
-        for row in self._resolved(kind, prefix, after, wanted, visible, max(page, 1)):
-            if state is None or row.state == state:
+        for group in self._grouped(kind, prefix, after, wanted, visible, max(page, 1)):
+            row = self._resolve(group)
+            if row is not None and (state is None or row.state == state):
                 yield self._guard.open(row)
 
     def create(self, kind: str, name: str, body: Mapping[str, Any], state: str = "") -> Record:
@@ -179,22 +196,47 @@ class GuardedRecords:
     def _above(self, row: Row, other: Row) -> bool:
         return self._guard.label(row.label).dominates(self._guard.label(other.label))
 
-    def _resolved(
+    def _grouped(
         self, kind: str, prefix: str, after: str, state: str | None, visible: Collection[str], page: int
-    ) -> Iterator[Row]:
-        """One row per name. A page may end inside a name, so its last name is taken up again with the next page."""
+    ) -> Iterator[builtins.list[Row]]:
+        """The rows of each name. A page may end inside a name, so its last name is taken up again with the next page."""
         size = page + len(visible)
         while True:
             rows = self._guard.page(self._session.account, self._service, kind, visible, prefix, after, state, size)
             groups = [list(group) for _, group in groupby(rows, key=lambda row: row.name)]
             more = len(rows) == size
-            for group in groups[:-1] if more else groups:
-                row = self._resolve(group)
-                if row is not None:
-                    yield row
+            yield from groups[:-1] if more else groups
             if not more:
                 return
             after = groups[-2][0].name if len(groups) > 1 else after
+
+
+class Sight:
+    """Records of one service that a label dominates, in every account: what a question to IAM is about.
+
+    It widens what a session sees by accounts only, never by label, and reads only: an answer of IAM may depend on who
+    owns a resource and on its policy, never on what lies above the session. Made by `Guard.sight`.
+    """
+
+    def __init__(self, guard: Guard, label: Label, service: str) -> None:
+        self._guard = guard
+        self._service = service
+        self.label = label
+
+    def get(self, kind: str, name: str, *, account: str | None = None) -> Record | None:
+        """The instance of a name that this label sees: the one at the label itself, else a maximal one below it.
+
+        `account` None looks in all of them (S3's bucket names are one name space); of several accounts' instances at
+        one label the first in the order of account numbers is meant.
+        """
+        if not _is_name(name):
+            return None
+        best: Row | None = None
+        for row in self._guard.rows(account, self._service, kind, name, self._guard.visible_labels(self.label)):
+            label = self._guard.label
+            if best is None or (row.label != best.label and label(row.label).dominates(label(best.label))):
+                best = row
+        return None if best is None else self._guard.open(best)
 
 
 class TrustedRecords:

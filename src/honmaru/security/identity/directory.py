@@ -52,7 +52,7 @@ class Directory:
         self._cache: dict[object, Any] = {}
         guard.on_change(entities.SERVICE, self._forget)
 
-    def _forget(self) -> None:
+    def _forget(self, _account: str, _kinds: frozenset[str]) -> None:
         self._cache = {}
 
     def cached(self, key: object, make: Callable[[], Value]) -> Value:

@@ -36,6 +36,7 @@ from honmaru.security.identity import entities
 from honmaru.security.identity.credentials import AssumeRole, Credential, TemporaryCredential, refusal
 from honmaru.security.identity.directory import Directory, Principal
 from honmaru.security.identity.managed import managed_arn
+from honmaru.security.identity.resources import Resources
 from honmaru.security.identity.tokens import OpenedToken, open_token, seal_token
 from honmaru.security.policy import Caller, Decision, Effect, PolicySet, compile_policy, decide
 from honmaru.security.policy.documents import merge_policies
@@ -67,6 +68,7 @@ class Identity:
         self._keyring = keyring
         self._ceiling = partition_of(region)
         self.directory = Directory(guard, partition=partition, account=account)
+        self.resources = Resources(guard)
 
     # Who is it?
 
@@ -178,11 +180,16 @@ class Identity:
             session=session_policy,
         )
 
-    def require(self, session: Session, action: str, resource_arn: str, context: Mapping[str, Any]) -> None:
-        """Raises AccessDenied, worded as AWS words it, unless IAM allows the request."""
+    def require(self, session: Session, action: str, resource_arn: str, context: Mapping[str, Any]) -> str:
+        """The account of the resource, "" where none is known: the request acts in that account.
+
+        Raises AccessDenied, worded as AWS words it, unless IAM allows the request.
+        """
         decision = self.authorize(session, action, resource_arn, context)
         if not decision.allowed:
             raise AccessDenied(refusal(session, action, resource_arn, decision))
+        resource = self.resources.find(resource_arn, session.label)
+        return "" if resource is None else resource.account
 
     def _principal_of(self, session: Session) -> Principal | None:
         kind = {"user": entities.USER, "assumed-role": entities.ROLE}.get(session.kind)

@@ -1,0 +1,80 @@
+"""What decisions know of resources: asked of the providers that own them, kept until their records change.
+
+Invariants:
+- What is answered for a label was read at or below that label.
+- After a change of a record that bears a policy has returned, no decision is made from before that change.
+- A decision reads no database for a resource that was asked about before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Protocol
+
+from honmaru.core.labels import Label
+from honmaru.security.calls import Resource
+from honmaru.security.guard import Guard, Sight
+
+_LIMIT = 65536
+
+
+class ResourceOwner(Protocol):
+    """What this needs of a `security.calls.Provider`."""
+
+    @property
+    def service(self) -> str: ...
+
+    @property
+    def arn_services(self) -> tuple[str, ...]: ...
+
+    @property
+    def resource_kinds(self) -> Collection[str]: ...
+
+    def resource_place(self, resource: str) -> str: ...
+
+    def resource(self, sight: Sight, place: str) -> Resource | None: ...
+
+
+class Resources:
+    """A read-through cache over all owners. Thread-safe: a change swaps the cache of its service."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+        self._owners: dict[str, ResourceOwner] = {}
+        self._known: dict[str, dict[tuple[str, Label], Resource | None]] = {}
+
+    def own(self, owner: ResourceOwner) -> None:
+        """From now on `owner` is asked about the ARNs of its `arn_services`."""
+        kinds = frozenset(owner.resource_kinds)
+
+        def changed(_account: str, changed_kinds: frozenset[str]) -> None:
+            if kinds & changed_kinds:
+                self._known[owner.service] = {}
+
+        self._known[owner.service] = {}
+        self._guard.on_change(owner.service, changed)
+        for service in owner.arn_services:
+            self._owners[service] = owner
+
+    def find(self, arn: str, label: Label) -> Resource | None:
+        """The resource that a session at `label` sees under an ARN; None when none, or when nobody owns such ARNs."""
+        parts = arn.split(":", 5)
+        if len(parts) != 6:
+            return None
+        owner = self._owners.get(parts[2])
+        if owner is None:
+            return None
+        place = owner.resource_place(parts[5])
+        if not place or "*" in place:
+            return None
+        known = self._known[owner.service]
+        key = (place, label)
+        try:
+            found = known[key]
+        except KeyError:
+            found = owner.resource(self._guard.sight(label, owner.service), place)
+            if len(known) >= _LIMIT:
+                known.clear()
+            known[key] = found
+        # An ARN that states another account than the owner's is the ARN of something that is not there.
+        return found if found is None or parts[4] in ("", found.account) else None
