@@ -27,7 +27,7 @@ system: ## what Debian must have: bubblewrap
 
 test: install ## every test but the long ones (under 5 minutes on 2 cores)
 	@scripts/system bubblewrap postgresql
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not long" tests
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart=0 -m "not long" tests
 
 test-long: install ## the full kill, tamper and mutation runs
 	@scripts/system bubblewrap postgresql

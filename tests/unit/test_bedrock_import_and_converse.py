@@ -381,7 +381,9 @@ def test_a_registered_model_needs_approval(forge: Forge, model_files: Path, sour
 
 
 def server_pid(forge: Forge) -> int:
-    found = subprocess.run(["pgrep", "-f", f"^{sys.prefix}.*--name keeper"], capture_output=True, text=True, check=True)
+    # The name is closed by what follows it: other tests run servers of models whose names begin alike.
+    pattern = f"^{sys.prefix}.*--name keeper --threads"
+    found = subprocess.run(["pgrep", "-f", pattern], capture_output=True, text=True, check=True)
     return int(found.stdout.split()[0])
 
 
