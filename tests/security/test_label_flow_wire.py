@@ -30,6 +30,7 @@ from honmaru.jobs.instances import Capacity
 from honmaru.security.guard import Guard
 from honmaru.security.identity import Identity
 from honmaru.security.ledger import Ledger
+from honmaru.security.page_tokens import PageTokens
 from honmaru.services.cloudtrail.provider import CloudTrail
 from honmaru.services.iam import Iam
 from honmaru.services.logs import Logs, LogStore
@@ -93,6 +94,7 @@ class World:
             partition="aws-iso-b",
             limits=Limits(),
             cache=cache,
+            pages=PageTokens(keep.ids.secret(64)),
         )
         self.loop = asyncio.new_event_loop()
         self.received: list[tuple[Any, ...]] = []

@@ -78,6 +78,25 @@ ROOT_ELEMENTS: Mapping[str, str] = {
 """S3 operation → root element of its XML answer as S3's documentation shows it; the model does not say. boto3
 ignores the name, other S3 clients check it."""
 
+PAGE_TOKENS = frozenset(
+    {
+        "continuationtoken",
+        "marker",
+        "nextbackwardtoken",
+        "nextcontinuationtoken",
+        "nextforwardtoken",
+        "nextmarker",
+        "nexttoken",
+        "paginationtoken",
+    }
+)
+"""Members that hold page tokens, by lower-case name: what botocore's paginators name, and GetLogEvents' two."""
+
+PLAIN_MARKERS: Mapping[str, frozenset[str]] = {
+    "s3": frozenset({"marker", "nextmarker"}),
+}
+"""Services where some of them are keys in the clear that clients write themselves."""
+
 IAM_PREFIXES: Mapping[str, str] = {
     "cloudwatch": "cloudwatch",
     "resourcegroupstaggingapi": "tag",

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from honmaru.api import cbor_codec, checks, json_codec, query_codec, rest_codec, xml_codec
+from honmaru.api import cbor_codec, checks, corrections, json_codec, query_codec, rest_codec, xml_codec
 from honmaru.api.events import EventReader, EventWriter, event_stream_member
 from honmaru.api.misreads import Misread
 from honmaru.core.errors import ValidationFault
@@ -69,6 +69,12 @@ class Plan:
     tokens: tuple[str, ...]
     event_writer: EventWriter | None = None
     misread_code: str | None = None
+    pages_in: tuple[str, ...] = ()
+    """Input members that hold a page token of an earlier answer."""
+    pages_out: tuple[str, ...] = ()
+    """Output members that hold page tokens."""
+    forged_code: str | None = None
+    """The error that the model has for a page token that is not one; None: a validation error."""
     tag_members: tuple[str, ...] = field(default=())
     """Input members that hold tags of a resource: a list of {Key, Value} or a map."""
 
@@ -119,8 +125,43 @@ def compile_plan(operation: Operation, protocol: str) -> Plan:
         tokens=tuple(name for name, ref in input_shape["members"].items() if ref.get("idempotencyToken")),
         event_writer=writer,
         misread_code=MISREAD_CODES[protocol],
+        **page_tokens(operation),
         tag_members=tuple(_tag_members(operation, input_shape)),
     )
+
+
+_FORGED = frozenset(
+    {
+        "InvalidMarkerException",
+        "InvalidNextToken",
+        "InvalidNextTokenException",
+        "InvalidPaginationTokenException",
+        "PaginationTokenExpiredException",
+    }
+)
+
+
+def page_tokens(operation: Operation) -> dict[str, Any]:
+    """Which members of an operation are page tokens; see `corrections.PAGE_TOKENS`."""
+    known = corrections.PAGE_TOKENS
+    if operation.service.name in corrections.PLAIN_MARKERS:
+        known = known - corrections.PLAIN_MARKERS[operation.service.name]
+    shapes = operation.service.shapes
+
+    def found(shape: Mapping[str, Any]) -> tuple[str, ...]:
+        return tuple(
+            name
+            for name, reference in shape["members"].items()
+            if name.lower() in known and shapes[reference["shape"]]["type"] == "string"
+        )
+
+    inputs = found(operation.input_shape)
+    errors = (error["shape"] for error in operation.model.get("errors", ()))
+    return {
+        "pages_in": inputs,
+        "pages_out": found(operation.output_shape) if inputs else (),
+        "forged_code": next((error for error in errors if error in _FORGED), None),
+    }
 
 
 def _tag_members(operation: Operation, shape: Mapping[str, Any]) -> Iterator[str]:

@@ -38,6 +38,7 @@ from honmaru.security.crypto.secret_files import private_directory
 from honmaru.security.guard import Guard
 from honmaru.security.identity import Identity
 from honmaru.security.ledger import Ledger
+from honmaru.security.page_tokens import PageTokens, page_key
 from honmaru.services.bedrock import Bedrock
 from honmaru.services.bedrock_runtime import BedrockRuntime
 from honmaru.services.cloudtrail.provider import CloudTrail
@@ -148,6 +149,7 @@ class Enclave:
             partition=self.partition.name,
             limits=self.limits,
             cache=data / "cache",
+            pages=PageTokens(page_key(keys / "pages.key", keyring, self.account, self.ids.secret)),
         )
         self.tls: ServerTls | None = None
         if not settings.http:

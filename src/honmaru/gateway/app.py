@@ -32,6 +32,7 @@ from honmaru.gateway.wires import Handler, Wire
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.calls import Provider
 from honmaru.security.guard import Guard
+from honmaru.security.page_tokens import PageTokens
 
 __all__ = ["Gateway", "Limits"]
 
@@ -46,6 +47,7 @@ class Gateway:
         identity: Authenticates and decides (security.identity.Identity).
         partition: Name of the partition, for the region that its global services are signed for.
         cache: Directory for stripped service models.
+        pages: Seals the page tokens of every list.
     Raises:
         ConfigurationFault: A provider and the service model disagree; every disagreement is listed.
     """
@@ -63,6 +65,7 @@ class Gateway:
         partition: str,
         limits: Limits,
         cache: Path,
+        pages: PageTokens,
     ) -> None:
         self.models = ServiceModels(cache, SERVICES)
         self.limits = limits
@@ -82,7 +85,7 @@ class Gateway:
         self.wires: tuple[Wire, ...] = (
             AnthropicWire(pipeline),
             OpenAiWire(pipeline),
-            AwsWire(pipeline, region=region, partition=partition),
+            AwsWire(pipeline, region=region, partition=partition, pages=pages),
         )
 
     def handlers(self, wire: Wire) -> tuple[Handler, ...]:

@@ -27,6 +27,7 @@ from honmaru.gateway.server import serve
 from honmaru.security.calls import Provider
 from honmaru.security.guard import Guard
 from honmaru.security.identity import Identity
+from honmaru.security.page_tokens import PageTokens
 from honmaru.testing.keep import MemoryLog
 
 REGION = "us-isob-east-1"
@@ -105,6 +106,7 @@ class GatewayUnderTest:
             partition=PARTITION,
             limits=self.limits,
             cache=directory / "cache",
+            pages=PageTokens(self.ids.secret(64)),
         )
         self.low = self.identity.access_key("admin", Label.parse("UNCLASSIFIED"))
         self.high = self.identity.access_key("admin", Label.parse("SECRET"))

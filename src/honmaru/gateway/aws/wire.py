@@ -13,6 +13,7 @@ import asyncio
 import re
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 from honmaru.api import query_codec
 from honmaru.api.misreads import Misread
@@ -27,6 +28,7 @@ from honmaru.gateway.exchange import Exchange
 from honmaru.gateway.pipeline import Pipeline
 from honmaru.gateway.reading import content_length, presented, read_body, read_headers, read_query, too_large, too_slow
 from honmaru.gateway.uploads import Pull, Upload, limited
+from honmaru.security.page_tokens import PageTokens
 
 _GLOBAL_REGION = {"aws-us-gov": "us-gov-west-1", "aws-iso": "us-iso-east-1", "aws-iso-b": "us-isob-east-1"}
 """Where clients of a partition sign for its global services (botocore endpoints of iam)."""
@@ -40,8 +42,9 @@ class AwsWire:
 
     dialect = None
 
-    def __init__(self, pipeline: Pipeline, *, region: str, partition: str) -> None:
+    def __init__(self, pipeline: Pipeline, *, region: str, partition: str, pages: PageTokens) -> None:
         self._pipeline = pipeline
+        self._pages = pages
         self._router = ServiceRouter(pipeline.models)
         self._keys = signatures.SigningKeys()
         own = frozenset({region})
@@ -323,10 +326,28 @@ class AwsWire:
             if token not in members:
                 members[token] = self._pipeline.ids.uuid()
         plan.check(members)
+        for name in plan.pages_in:
+            if members.get(name):
+                members[name] = self._open_page(exchange, operation, members[name], plan.forged_code)
         exchange.members = members
         owner = members.get("ExpectedBucketOwner") if operation.service.name == "s3" else None
         if owner is not None and exchange.session is not None and owner != exchange.session.account:
             raise AccessDenied("Access Denied: the bucket is not owned by the expected account", code="AccessDenied")
+
+    def _open_page(self, exchange: Exchange, operation: Operation, token: str, code: str | None) -> str:
+        if exchange.session is None:
+            raise RuntimeError("a page token was read before its caller was known")
+        return self._pages.open(exchange.session, f"{operation.service.name}:{operation.name}", token, code=code)
+
+    def _sealed_pages(
+        self, exchange: Exchange, operation: Operation, names: tuple[str, ...], result: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """The result with its page tokens sealed for this caller's next question."""
+        if exchange.session is None or not any(result.get(name) for name in names):
+            return result
+        asked = f"{operation.service.name}:{operation.name}"
+        sealed = {name: self._pages.seal(exchange.session, asked, result[name]) for name in names if result.get(name)}
+        return {**result, **sealed}
 
     def _inflate(self, exchange: Exchange) -> None:
         """Undoes the gzip of a body whose service lets clients compress. The signature covered the compressed bytes."""
@@ -367,7 +388,11 @@ class AwsWire:
         call = exchange.call
         if operation is None or call is None:
             raise RuntimeError("nothing was dispatched")
-        answer = operation.plan_for(exchange.protocol).write(exchange.result, exchange.request_id)
+        plan = operation.plan_for(exchange.protocol)
+        result = exchange.result
+        if plan.pages_out and result is not None:
+            result = self._sealed_pages(exchange, operation, plan.pages_out, result)
+        answer = plan.write(result, exchange.request_id)
         if call.status is not None:
             answer.status = call.status
         for name, value in call.response_headers.items():

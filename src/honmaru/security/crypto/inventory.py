@@ -67,6 +67,14 @@ INVENTORY = (
         True,
     ),
     Algorithm(
+        "AES-256-SIV",
+        "AESSIV",
+        "FIPS 197, RFC 5297",
+        "sealing of page tokens, where the same place must give the same token",
+        ("honmaru.security.page_tokens",),
+        True,
+    ),
+    Algorithm(
         "SHA-256",
         "sha256",
         "FIPS 180-4",
