@@ -8,9 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from honmaru.ports.events import Destinations
 from honmaru.ports.runtime import Ids
 from honmaru.security.calls import Call, Provider, Target
-from honmaru.services.s3 import bucket, listing, multipart, tagging
+from honmaru.services.s3 import (
+    bucket,
+    cors,
+    encryption,
+    lifecycle,
+    listing,
+    multipart,
+    notification,
+    ownership,
+    public_access,
+    tagging,
+)
 from honmaru.services.s3 import object as objects
 
 Request = Mapping[str, Any]
@@ -40,6 +52,7 @@ class S3(Provider):
     Args:
         ids: Makes upload ids.
         commits: Shared with `access.S3Buckets`, so that both sides respect a bucket's deletion.
+        destinations: What takes events beside the event bus.
     """
 
     service: ClassVar[str] = "s3"
@@ -64,14 +77,27 @@ class S3(Provider):
                 "GetBucketLogging": "GetBucketLogging",
                 "GetBucketAccelerateConfiguration": "GetAccelerateConfiguration",
                 "GetBucketNotificationConfiguration": "GetBucketNotification",
+                "PutBucketNotificationConfiguration": "PutBucketNotification",
                 "GetBucketRequestPayment": "GetBucketRequestPayment",
                 "GetBucketPolicyStatus": "GetBucketPolicyStatus",
+                "GetBucketAcl": "GetBucketAcl",
+                "PutBucketAcl": "PutBucketAcl",
                 "GetBucketOwnershipControls": "GetBucketOwnershipControls",
+                "PutBucketOwnershipControls": "PutBucketOwnershipControls",
+                "DeleteBucketOwnershipControls": "PutBucketOwnershipControls",
                 "GetBucketEncryption": "GetEncryptionConfiguration",
+                "PutBucketEncryption": "PutEncryptionConfiguration",
+                "DeleteBucketEncryption": "PutEncryptionConfiguration",
                 "GetPublicAccessBlock": "GetBucketPublicAccessBlock",
+                "PutPublicAccessBlock": "PutBucketPublicAccessBlock",
+                "DeletePublicAccessBlock": "PutBucketPublicAccessBlock",
                 "GetBucketPolicy": "GetBucketPolicy",
                 "GetBucketCors": "GetBucketCORS",
+                "PutBucketCors": "PutBucketCORS",
+                "DeleteBucketCors": "PutBucketCORS",
                 "GetBucketLifecycleConfiguration": "GetLifecycleConfiguration",
+                "PutBucketLifecycleConfiguration": "PutLifecycleConfiguration",
+                "DeleteBucketLifecycle": "PutLifecycleConfiguration",
                 "GetBucketWebsite": "GetBucketWebsite",
                 "GetBucketReplication": "GetReplicationConfiguration",
                 "GetObjectLockConfiguration": "GetBucketObjectLockConfiguration",
@@ -85,6 +111,8 @@ class S3(Provider):
                 "GetObject": "GetObject",
                 "HeadObject": "GetObject",
                 "DeleteObject": "DeleteObject",
+                "GetObjectAcl": "GetObjectAcl",
+                "PutObjectAcl": "PutObjectAcl",
                 "GetObjectTagging": "GetObjectTagging",
                 "PutObjectTagging": "PutObjectTagging",
                 "DeleteObjectTagging": "DeleteObjectTagging",
@@ -101,8 +129,9 @@ class S3(Provider):
     unauthorized: ClassVar[frozenset[str]] = frozenset({"DeleteObjects"})
     """DeleteObjects asks IAM for s3:DeleteObject on each key by itself, and answers key by key."""
 
-    def __init__(self, ids: Ids, commits: bucket.BucketCommits) -> None:
+    def __init__(self, ids: Ids, commits: bucket.BucketCommits, destinations: Destinations | None = None) -> None:
         self._ids = ids
+        self._destinations: Destinations = destinations or notification.NoDestinations()
         self._commits = commits
 
     def context(self, operation: str, request: Request) -> Mapping[str, Any]:
@@ -152,6 +181,68 @@ class S3(Provider):
     def delete_bucket_tagging(self, call: Call, request: Request) -> Answer:
         return tagging.delete_bucket(_noted(call, request), request)
 
+    # Settings of buckets
+
+    def get_bucket_notification_configuration(self, call: Call, request: Request) -> Answer:
+        return notification.get(_noted(call, request), request)
+
+    def put_bucket_notification_configuration(self, call: Call, request: Request) -> Answer:
+        return notification.put(_noted(call, request), request, self._destinations)
+
+    def get_bucket_ownership_controls(self, call: Call, request: Request) -> Answer:
+        return ownership.get(_noted(call, request), request)
+
+    def put_bucket_ownership_controls(self, call: Call, request: Request) -> Answer:
+        return ownership.put(_noted(call, request), request)
+
+    def delete_bucket_ownership_controls(self, call: Call, request: Request) -> Answer:
+        return ownership.delete(_noted(call, request), request)
+
+    def get_bucket_acl(self, call: Call, request: Request) -> Answer:
+        return ownership.bucket_acl(_noted(call, request), request)
+
+    def put_bucket_acl(self, call: Call, request: Request) -> Answer:
+        return ownership.refuse_acl(_noted(call, request), request)
+
+    def put_object_acl(self, call: Call, request: Request) -> Answer:
+        return ownership.refuse_acl(_noted(call, request), request)
+
+    def get_bucket_encryption(self, call: Call, request: Request) -> Answer:
+        return encryption.get(_noted(call, request), request)
+
+    def put_bucket_encryption(self, call: Call, request: Request) -> Answer:
+        return encryption.put(_noted(call, request), request)
+
+    def delete_bucket_encryption(self, call: Call, request: Request) -> Answer:
+        return encryption.delete(_noted(call, request), request)
+
+    def get_public_access_block(self, call: Call, request: Request) -> Answer:
+        return public_access.get(_noted(call, request), request)
+
+    def put_public_access_block(self, call: Call, request: Request) -> Answer:
+        return public_access.put(_noted(call, request), request)
+
+    def delete_public_access_block(self, call: Call, request: Request) -> Answer:
+        return public_access.delete(_noted(call, request), request)
+
+    def get_bucket_cors(self, call: Call, request: Request) -> Answer:
+        return cors.get(_noted(call, request), request)
+
+    def put_bucket_cors(self, call: Call, request: Request) -> Answer:
+        return cors.put(_noted(call, request), request)
+
+    def delete_bucket_cors(self, call: Call, request: Request) -> Answer:
+        return cors.delete(_noted(call, request), request)
+
+    def get_bucket_lifecycle_configuration(self, call: Call, request: Request) -> Answer:
+        return lifecycle.get(_noted(call, request), request)
+
+    def put_bucket_lifecycle_configuration(self, call: Call, request: Request) -> Answer:
+        return lifecycle.put(_noted(call, request), request)
+
+    def delete_bucket_lifecycle(self, call: Call, request: Request) -> Answer:
+        return lifecycle.delete(_noted(call, request), request)
+
     # Settings of buckets that have one possible value
 
     def get_bucket_versioning(self, call: Call, request: Request) -> Answer:
@@ -163,32 +254,14 @@ class S3(Provider):
     def get_bucket_accelerate_configuration(self, call: Call, request: Request) -> Answer:
         return bucket.setting(_noted(call, request), request, "GetBucketAccelerateConfiguration")
 
-    def get_bucket_notification_configuration(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(_noted(call, request), request, "GetBucketNotificationConfiguration")
-
     def get_bucket_request_payment(self, call: Call, request: Request) -> Answer:
         return bucket.setting(_noted(call, request), request, "GetBucketRequestPayment")
 
     def get_bucket_policy_status(self, call: Call, request: Request) -> Answer:
         return bucket.setting(_noted(call, request), request, "GetBucketPolicyStatus")
 
-    def get_bucket_ownership_controls(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(_noted(call, request), request, "GetBucketOwnershipControls")
-
-    def get_bucket_encryption(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(_noted(call, request), request, "GetBucketEncryption")
-
-    def get_public_access_block(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(_noted(call, request), request, "GetPublicAccessBlock")
-
     def get_bucket_policy(self, call: Call, request: Request) -> Answer:
         return bucket.setting(_noted(call, request), request, "GetBucketPolicy")
-
-    def get_bucket_cors(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(_noted(call, request), request, "GetBucketCors")
-
-    def get_bucket_lifecycle_configuration(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(_noted(call, request), request, "GetBucketLifecycleConfiguration")
 
     def get_bucket_website(self, call: Call, request: Request) -> Answer:
         return bucket.setting(_noted(call, request), request, "GetBucketWebsite")
@@ -215,6 +288,10 @@ class S3(Provider):
 
     def get_object_attributes(self, call: Call, request: Request) -> Answer:
         return objects.attributes(_noted(call, request), request)
+
+    def get_object_acl(self, call: Call, request: Request) -> Answer:
+        objects.head(_noted(call, request), {k: v for k, v in request.items() if k in ("Bucket", "Key", "VersionId")})
+        return ownership.acl(call)
 
     def delete_object(self, call: Call, request: Request) -> Answer:
         return objects.delete(_noted(call, request), request, self._commits)
