@@ -96,7 +96,7 @@ class S3Buckets:
             request = {"Bucket": bucket, "Key": key}
             buckets.require(call.records, request)
             intake = checksums.Intake(chunks, checksums.DEFAULT, limit=_OBJECT_LIMIT)
-            record = objects.keep(call, request, self._commits, intake, {}, request)
+            record = objects.keep(call, request, self._commits, intake, {}, request, {})
             return StoredObject(bucket, key, record.body["size"], record.body["etag"])
 
         return self._recorded(call, [(arn, "AWS::S3::Object")], False, work)

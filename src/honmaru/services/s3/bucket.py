@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -20,19 +20,24 @@ from honmaru.core.errors import AccessDenied, Conflict, NotFound, ValidationFaul
 from honmaru.core.sessions import Session
 from honmaru.security.calls import Call
 from honmaru.security.guard import GuardedChange, GuardedRecords, Record, Removal
-from honmaru.services.s3.requests import canonical_id, refuse_unwritten
+from honmaru.services.s3 import retention, versions
+from honmaru.services.s3.events import ObjectEvents
+from honmaru.services.s3.requests import canonical_id, conflicting, refuse_unwritten
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _ADDRESS = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
 _PREFIXES = ("xn--", "sthree-", "amzn-s3-demo-")
 _SUFFIXES = ("-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3")
 _LIMIT = 10_000
+_ATTEMPTS = 16
 
 
 class BucketCommits:
-    """Locks, one per account and label, that keep a bucket from vanishing under an object's commit."""
+    """Locks, one per account and label, that keep a bucket from vanishing under an object's commit; and the listeners
+    that are asked about every such commit."""
 
     def __init__(self) -> None:
+        self.events = ObjectEvents()
         self._lock = threading.Lock()
         self._locks: dict[tuple[str, str], threading.RLock] = {}
 
@@ -86,7 +91,7 @@ def adopt(records: GuardedRecords, request: Mapping[str, Any]) -> Record:
 
 
 def create(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
-    refuse_unwritten(request, ("ObjectLockEnabledForBucket", "BucketNamespace"))
+    refuse_unwritten(request, ("BucketNamespace",))
     if request.get("ObjectOwnership", "BucketOwnerEnforced") != "BucketOwnerEnforced":
         raise ValidationFault(
             "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
@@ -107,6 +112,11 @@ def create(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
     if records.get("bucket", name) is None:
         tags = {tag["Key"]: tag["Value"] for tag in configuration.get("Tags") or ()}
         body = {"created": call.now.isoformat(), "region": call.session.region, "tags": tags}
+        if request.get("ObjectLockEnabledForBucket"):
+            arn = f"arn:{call.session.partition}:s3:::{name}"
+            call.authorize("s3:PutBucketVersioning", arn)
+            call.authorize("s3:PutBucketObjectLockConfiguration", arn)
+            body |= {"versioning": versions.ENABLED, "lock": {}}
         try:
             records.create("bucket", name, body)
         except Conflict:
@@ -126,11 +136,13 @@ def _owned(name: str) -> Conflict:
 
 def delete(call: Call, request: Mapping[str, Any], commits: BucketCommits) -> dict[str, Any]:
     records = call.records
-    with commits.steady(call.session):
+    with commits.steady(call.acting):
         record = require(records, request)
         if records.list("object", prefix=f"{record.name}/", limit=1):
             raise Conflict(
-                "The bucket you tried to delete is not empty",
+                "The bucket you tried to delete is not empty. You must delete all versions in the bucket."
+                if versions.status_of(record)
+                else "The bucket you tried to delete is not empty",
                 code="BucketNotEmpty",
                 members={"BucketName": record.name},
             )
@@ -183,9 +195,41 @@ def list_all(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def get_versioning(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    return {"Status": versions.status_of(require(call.records, request))}
+
+
+def put_versioning(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    _change(call, request, lambda bucket: versions.with_status(request, bucket))
+    return {}
+
+
+def get_lock(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    return retention.get_configuration(require(call.records, request))
+
+
+def put_lock(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    refuse_unwritten(request, ("Token",))
+    _change(call, request, lambda bucket: retention.with_configuration(request, bucket))
+    return {}
+
+
+def _change(call: Call, request: Mapping[str, Any], changed: Callable[[Record], Mapping[str, Any]]) -> None:
+    """Replace the bucket's body by compare-and-swap. Raises AccessDenied for a bucket below the session's label."""
+    for _ in range(_ATTEMPTS):
+        bucket = require(call.records, request)
+        try:
+            call.records.update(bucket, changed(bucket))
+        except Conflict as fault:
+            if fault.code is not None:
+                raise
+            continue
+        return
+    raise conflicting()
+
+
 # Settings that no honmaru bucket can have otherwise; their Put operations are not written and answer 501.
 _FIXED: Mapping[str, Mapping[str, Any]] = {
-    "GetBucketVersioning": {},
     "GetBucketLogging": {},
     "GetBucketAccelerateConfiguration": {},
     "GetBucketRequestPayment": {"Payer": "BucketOwner"},
@@ -200,10 +244,6 @@ _ABSENT: Mapping[str, tuple[str, str]] = {
     "GetBucketReplication": (
         "ReplicationConfigurationNotFoundError",
         "The replication configuration was not found",
-    ),
-    "GetObjectLockConfiguration": (
-        "ObjectLockConfigurationNotFoundError",
-        "Object Lock configuration does not exist for this bucket",
     ),
 }
 

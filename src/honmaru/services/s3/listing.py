@@ -20,7 +20,7 @@ from honmaru.core.errors import ValidationFault
 from honmaru.security.calls import Call
 from honmaru.security.guard import GuardedRecords, Record
 from honmaru.services.s3 import bucket as buckets
-from honmaru.services.s3 import contents
+from honmaru.services.s3 import versions
 from honmaru.services.s3.object import modified, quoted
 from honmaru.services.s3.requests import canonical_id, refuse_unwritten
 
@@ -43,7 +43,7 @@ def walk(records: GuardedRecords, bucket: str, prefix: str, delimiter: str, afte
     head = f"{bucket}/"
     done = after if delimiter and after.startswith(prefix) and after.endswith(delimiter) else None
     while True:
-        for record in records.iterate("object", prefix=head + prefix, after=head + after, page=page):
+        for record in records.iterate("object", prefix=head + prefix, after=head + after, state="", page=page):
             key = record.name[len(head) :]
             cut = key.find(delimiter, len(prefix)) if delimiter else -1
             if cut < 0:
@@ -131,7 +131,7 @@ def _common(call: Call, request: Mapping[str, Any], entries: list[Entry], *, own
 
 def _shown(call: Call, record: Record, encode: Any, owners: bool) -> dict[str, Any]:
     shown = {
-        "Key": encode(contents.key_of(record)),
+        "Key": encode(versions.key_of(record)),
         "LastModified": modified(record),
         "ETag": quoted(record.body["etag"]),
         "ChecksumAlgorithm": [record.body["checksum"]["algorithm"]],

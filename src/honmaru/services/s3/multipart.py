@@ -20,14 +20,13 @@ from honmaru.core.errors import Conflict, NotFound, ValidationFault
 from honmaru.security.calls import Call
 from honmaru.security.guard import Creation, GuardedChange, Record, Removal
 from honmaru.services.s3 import bucket as buckets
-from honmaru.services.s3 import checksums, contents
+from honmaru.services.s3 import checksums, contents, retention
 from honmaru.services.s3.listing import encoder
-from honmaru.services.s3.object import SEALED, check_metadata, open_source, quoted
+from honmaru.services.s3.object import SEALED, check_metadata, open_source, quoted, written
 from honmaru.services.s3.requests import (
     byte_range,
     canonical_id,
     check_key,
-    copy_source,
     header_tags,
     refuse_unwritten,
 )
@@ -56,9 +55,9 @@ def create(call: Call, request: Mapping[str, Any], upload_id: str) -> dict[str, 
         "algorithm": algorithm,
         "stated": stated is not None,
         "checksum_type": kind,
-        "object": described | {"tags": tags},
+        "object": described | {"tags": tags, **retention.stated(call, request)},
     }
-    buckets.adopt(call.records, request)
+    retention.of_new_version(buckets.adopt(call.records, request), body["object"], call.now)
     call.records.create("upload", f"{request['Bucket']}/{upload_id}", body)
     return {
         "Bucket": request["Bucket"],
@@ -90,7 +89,6 @@ def upload_part_copy(call: Call, request: Mapping[str, Any], commits: buckets.Bu
     """Label: reads the source at or below the session's label; the part carries the session's label."""
     refuse_unwritten(request)
     upload = _upload(call, request)
-    bucket, key = copy_source(request)
 
     def extent(source: Record) -> tuple[int, int]:
         size = int(source.body["size"])
@@ -106,10 +104,11 @@ def upload_part_copy(call: Call, request: Mapping[str, Any], commits: buckets.Bu
             )
         return found
 
-    _, chunks = open_source(call, request, bucket, key, extent)
+    source, chunks = open_source(call, request, extent)
     intake = checksums.Intake(chunks, upload.body["algorithm"])
     part = _keep(call, upload, request["PartNumber"], intake, commits)
     return {
+        "CopySourceVersionId": written(source),
         "CopyPartResult": {
             "ETag": quoted(part["etag"]),
             "LastModified": datetime.fromisoformat(part["modified"]),
@@ -134,7 +133,7 @@ def _keep(
         "modified": call.now.isoformat(),
     }
     try:
-        with commits.steady(call.session):  # complete, abort and bucket deletion must not come in between
+        with commits.steady(call.acting):  # complete, abort and bucket deletion must not come in between
             replaced = _put_part(call, upload, number, body)
     except BaseException:
         call.blobs.delete(ref.id)
@@ -172,7 +171,8 @@ def complete(call: Call, request: Mapping[str, Any], commits: buckets.BucketComm
     done = _already(call, request)
     if done is not None:
         return _completed(request, done)
-    with commits.steady(call.session):
+    contents.check_early(call, buckets.require(records, request), request, {})
+    with commits.steady(call.acting):
         upload = _upload(call, request)
         parts = {part.body["number"]: part for part in records.iterate("part", prefix=f"{upload.body['id']}/")}
         chosen = _chosen(request, upload, parts)
@@ -190,7 +190,7 @@ def complete(call: Call, request: Mapping[str, Any], commits: buckets.BucketComm
             "layout": layout.name,
         }
         changes: list[GuardedChange] = [layout, Removal(upload), *(Removal(part) for part in parts.values())]
-        record = contents.store(call.session, call.guard, commits, request, body, lambda: changes)
+        record = contents.store(call, commits, request, body, lambda: changes)
     kept = {part["blob"] for part in chosen}
     for part in parts.values():
         if part.body["blob"] not in kept:
@@ -215,6 +215,7 @@ def _completed(request: Mapping[str, Any], record: Record) -> dict[str, Any]:
         "Location": f"/{request['Bucket']}/{request['Key']}",
         "Bucket": request["Bucket"],
         "Key": request["Key"],
+        "VersionId": written(record),
         "ETag": quoted(record.body["etag"]),
         checksums.member(kept["algorithm"]): kept["value"],
         "ChecksumType": kept["type"],
@@ -284,7 +285,7 @@ def _checksum(request: Mapping[str, Any], upload: Record, chosen: Sequence[Mappi
 
 
 def abort(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) -> dict[str, Any]:
-    with commits.steady(call.session):
+    with commits.steady(call.acting):
         upload = _upload(call, request)
         parts = list(call.records.iterate("part", prefix=f"{upload.body['id']}/"))
         call.records.apply([Removal(upload), *(Removal(part) for part in parts)])

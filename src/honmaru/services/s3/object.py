@@ -16,12 +16,11 @@ from honmaru.core.errors import AccessDenied, RequestFault, ValidationFault
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.services.s3 import bucket as buckets
-from honmaru.services.s3 import checksums, contents
+from honmaru.services.s3 import checksums, contents, retention, versions
 from honmaru.services.s3.requests import (
     byte_range,
     check_key,
     check_read_conditions,
-    check_write_conditions,
     copy_source,
     header_tags,
     precondition_failed,
@@ -63,17 +62,21 @@ def put(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) 
     tags = header_tags(request, call.session)
     if tags:
         call.authorize("s3:PutObjectTagging", _arn(call, request["Bucket"], request["Key"]))
-    buckets.require(call.records, request)
-    if request.get("IfMatch") is not None or request.get("IfNoneMatch") is not None:
-        seen = call.records.get("object", contents.name_of(request["Bucket"], request["Key"]))
-        check_write_conditions(request, None if seen is None else seen.body["etag"])
+    locked = retention.stated(call, request)
+    contents.check_early(call, buckets.require(call.records, request), request, locked)
     intake = checksums.intake(request, call.headers)
-    record = keep(call, request, commits, intake, tags, request)
+    record = keep(call, request, commits, intake, tags, request, locked)
     return {
         "ETag": quoted(record.body["etag"]),
+        "VersionId": written(record),
         **_checksum_members(record.body),
         **SEALED,
     }
+
+
+def written(record: Record) -> str | None:
+    """The version id that a write answers; None in a bucket that never had versioning."""
+    return versions.id_of(record.body) if "version" in record.body or "order" in record.body else None
 
 
 def keep(
@@ -83,14 +86,20 @@ def keep(
     intake: checksums.Intake,
     tags: Mapping[str, str],
     described: Mapping[str, Any],
+    locked: Mapping[str, Any],
 ) -> Record:
-    """Write what `intake` takes in into a blob and make it the content of the request's key; all or nothing."""
+    """Write what `intake` takes in into a blob and make it the content of the request's key; all or nothing.
+
+    Args:
+        described: Members as a request has them: content type, headers and user metadata.
+        locked: What `retention.stated` answered.
+    """
     ref = call.blobs.write(intake)
     checksum = {"algorithm": intake.algorithm, "value": intake.checksum, "type": checksums.FULL_OBJECT}
     body = contents.body_of(described, etag=intake.md5.hex(), size=ref.size, checksum=checksum, now=call.now)
-    body |= {"blob": ref.id, "tags": dict(tags)}
+    body |= {"blob": ref.id, "tags": dict(tags), **locked}
     try:
-        record = contents.store(call.session, call.guard, commits, request, body)
+        record = contents.store(call, commits, request, body)
     except BaseException:
         call.blobs.delete(ref.id)
         raise
@@ -101,7 +110,7 @@ def keep(
 
 def get(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
     """Label: reads at or below the session's label."""
-    _check_read(call, request)
+    bucket = _check_read(call, request)
     start, end, ranged = 0, 0, False
 
     def extent(record: Record) -> tuple[int, int]:
@@ -109,27 +118,28 @@ def get(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
         (start, end), ranged = _extent(call, request, record)
         return start, end
 
-    record, chunks = contents.read(call.guard, call.session, lambda: _find(call, request), extent)
+    record, chunks = contents.read(call.guard, call.acting, lambda: _find(call, request), extent)
     call.details["bytes"] = end - start
-    return {**_describe(call, request, record, start, end, ranged), "Body": chunks}
+    return {**_describe(call, request, bucket, record, start, end, ranged), "Body": chunks}
 
 
 def head(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
-    _check_read(call, request)
+    bucket = _check_read(call, request)
     record = _find(call, request)
     (start, end), ranged = _extent(call, request, record)
-    return _describe(call, request, record, start, end, ranged)
+    return _describe(call, request, bucket, record, start, end, ranged)
 
 
-def _check_read(call: Call, request: Mapping[str, Any]) -> None:
+def _check_read(call: Call, request: Mapping[str, Any]) -> Record:
     refuse_unwritten(request)
     check_key(request["Key"])
-    buckets.require(call.records, request)
+    versions.check_id(request.get("VersionId"))
+    return buckets.require(call.records, request)
 
 
 def _find(call: Call, request: Mapping[str, Any]) -> Record:
     """The object, if the request's conditions hold for it; a 304 carries its validators."""
-    record = contents.require(call, request["Bucket"], request["Key"])
+    record = contents.require(call, request["Bucket"], request["Key"], request.get("VersionId"))
     try:
         check_read_conditions(request, record.body["etag"], modified(record))
     except ValidationFault:
@@ -156,7 +166,7 @@ def _extent(call: Call, request: Mapping[str, Any], record: Record) -> tuple[tup
 
 
 def _describe(
-    call: Call, request: Mapping[str, Any], record: Record, start: int, end: int, ranged: bool
+    call: Call, request: Mapping[str, Any], bucket: Record, record: Record, start: int, end: int, ranged: bool
 ) -> dict[str, Any]:
     body = record.body
     answer: dict[str, Any] = {
@@ -165,10 +175,12 @@ def _describe(
         "ContentLength": end - start,
         "ETag": quoted(body["etag"]),
         "ContentType": body["type"],
+        "VersionId": versions.shown(bucket, record),
         "Metadata": dict(body["metadata"]),
         **body["headers"],
         **SEALED,
     }
+    answer |= retention.described(call, request, body)
     if "Expires" in body["headers"]:
         answer["Expires"] = _expires(body["headers"]["Expires"])
     if body["tags"]:
@@ -191,30 +203,34 @@ def copy(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits)
     refuse_unwritten(request)
     check_key(request["Key"])
     check_metadata(request)
-    bucket, key = copy_source(request)
+    bucket, key, version_id = copy_source(request)
     replacing = request.get("MetadataDirective") == "REPLACE"
-    if (bucket, key) == (request["Bucket"], request["Key"]) and not replacing:
+    if (bucket, key, version_id) == (request["Bucket"], request["Key"], None) and not replacing:
         raise ValidationFault(
             "This copy request is illegal because it is trying to copy an object to itself without changing the "
             "object's metadata, storage class, website redirect location or encryption attributes.",
             code="InvalidRequest",
         )
-    buckets.require(call.records, request)
-    source, chunks = open_source(call, request, bucket, key, lambda record: (0, record.body["size"]))
+    locked = retention.stated(call, request)
+    contents.check_early(call, buckets.require(call.records, request), request, locked)
+    source, chunks = open_source(call, request, lambda record: (0, record.body["size"]))
     if request.get("TaggingDirective") == "REPLACE":
         tags: Mapping[str, str] = header_tags(request, call.session)
     else:
         tags = source.body["tags"]
         if tags:
-            call.authorize("s3:GetObjectTagging", _arn(call, bucket, key))
+            action = "s3:GetObjectTagging" if version_id is None else "s3:GetObjectVersionTagging"
+            call.authorize(action, _arn(call, bucket, key))
     if tags:
         call.authorize("s3:PutObjectTagging", _arn(call, request["Bucket"], request["Key"]))
     kept = source.body["checksum"]
     algorithm = request.get("ChecksumAlgorithm") or kept["algorithm"]
     intake = checksums.Intake(chunks, algorithm)
     described = request if replacing else _as_request(source)
-    record = keep(call, request, commits, intake, tags, described)
+    record = keep(call, request, commits, intake, tags, described, locked)
     return {
+        "VersionId": written(record),
+        "CopySourceVersionId": written(source),
         "CopyObjectResult": {
             "ETag": quoted(record.body["etag"]),
             "LastModified": modified(record),
@@ -225,32 +241,55 @@ def copy(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits)
 
 
 def open_source(
-    call: Call, request: Mapping[str, Any], bucket: str, key: str, extent: Callable[[Record], tuple[int, int]]
+    call: Call, request: Mapping[str, Any], extent: Callable[[Record], tuple[int, int]]
 ) -> tuple[Record, Iterator[bytes]]:
     """The source of a copy, authorised and opened. Raises AccessDenied, NotFound or Conflict (preconditions)."""
-    call.authorize("s3:GetObject", _arn(call, bucket, key))
+    bucket, key, version_id = copy_source(request)
+    versions.check_id(version_id)
+    action = "s3:GetObject" if version_id is None else "s3:GetObjectVersion"
+    there = call.within(call.authorize(action, _arn(call, bucket, key)))
     call.resources.append((_arn(call, bucket, key), "AWS::S3::Object"))
-    buckets.require(call.records, {"Bucket": bucket, "ExpectedBucketOwner": request.get("ExpectedSourceBucketOwner")})
+    buckets.require(there.records, {"Bucket": bucket, "ExpectedBucketOwner": request.get("ExpectedSourceBucketOwner")})
 
     def find() -> Record:
-        record = contents.require(call, bucket, key)
+        found = versions.find(there.records, bucket, key, version_id)
+        if version_id is not None and found is not None and versions.is_marker(found):
+            raise ValidationFault(
+                "The source of a copy request may not specifically refer to a delete marker by version id.",
+                code="InvalidRequest",
+            )
+        record = contents.require(there, bucket, key, version_id)
         check_read_conditions(request, record.body["etag"], modified(record), prefix="CopySource", copying=True)
         return record
 
-    return contents.read(call.guard, call.session, find, extent)
+    return contents.read(there.guard, there.acting, find, extent)
 
 
 def delete(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) -> dict[str, Any]:
     refuse_unwritten(request)
     check_key(request["Key"])
     buckets.require(call.records, request)
-    contents.remove(call, commits, request["Bucket"], request["Key"], lambda record: _check_delete(request, record))
-    return {}
+    _authorize_condition(call, request, request["Bucket"], request["Key"])
+    removed = contents.remove(call, commits, request, lambda record: _check_delete(request, record))
+    return {"VersionId": removed.version_id, "DeleteMarker": removed.marker or None}
 
 
-def _check_delete(request: Mapping[str, Any], record: Record) -> None:
+def _authorize_condition(call: Call, request: Mapping[str, Any], bucket: str, key: str) -> None:
+    """Who states an entity tag learns whether it is the object's, so must be allowed to read it."""
+    match = request.get("IfMatch", request.get("ETag"))
+    if match is not None and match.strip() != "*":
+        call.authorize("s3:GetObject", _arn(call, bucket, key))
+
+
+def _check_delete(request: Mapping[str, Any], record: Record | None) -> None:
     """If-Match and its two companions for directory buckets, in DeleteObject and in each member of DeleteObjects."""
     match = request.get("IfMatch", request.get("ETag"))
+    if record is None or versions.is_marker(record):
+        if match is not None and record is None:
+            raise contents.missing(request.get("Bucket", ""), request["Key"])
+        if match is not None:
+            raise precondition_failed("If-Match")
+        return
     if match is not None and match.strip('"') not in ("*", record.body["etag"]):
         raise precondition_failed("If-Match")
     at = request.get("IfMatchLastModifiedTime", request.get("LastModifiedTime"))
@@ -274,31 +313,43 @@ def delete_several(call: Call, request: Mapping[str, Any], commits: buckets.Buck
     errors: list[dict[str, Any]] = []
     for wanted in objects:
         try:
-            _delete_one(call, commits, request["Bucket"], wanted)
+            removed = _delete_one(call, commits, request, wanted)
         except RequestFault as fault:
             code = "AccessDenied" if isinstance(fault, AccessDenied) else fault.code or "InvalidRequest"
-            errors.append({"Key": wanted["Key"], "Code": code, "Message": fault.message})
+            errors.append(
+                {"Key": wanted["Key"], "VersionId": wanted.get("VersionId"), "Code": code, "Message": fault.message}
+            )
         else:
-            deleted.append({"Key": wanted["Key"]})
+            deleted.append(
+                {
+                    "Key": wanted["Key"],
+                    "VersionId": wanted.get("VersionId"),
+                    "DeleteMarker": removed.marker or None,
+                    "DeleteMarkerVersionId": removed.version_id if removed.marker else None,
+                }
+            )
     return {"Deleted": None if request["Delete"].get("Quiet") else deleted, "Errors": errors or None}
 
 
-def _delete_one(call: Call, commits: buckets.BucketCommits, bucket: str, wanted: Mapping[str, Any]) -> None:
-    check_key(wanted["Key"])
-    refuse_unwritten({"VersionId": wanted.get("VersionId")})
-    call.authorize("s3:DeleteObject", _arn(call, bucket, wanted["Key"]))
-    call.resources.append((_arn(call, bucket, wanted["Key"]), "AWS::S3::Object"))
-    contents.remove(call, commits, bucket, wanted["Key"], lambda record: _check_delete(wanted, record))
+def _delete_one(
+    call: Call, commits: buckets.BucketCommits, request: Mapping[str, Any], wanted: Mapping[str, Any]
+) -> contents.Removed:
+    bucket, key = request["Bucket"], wanted["Key"]
+    check_key(key)
+    action = "s3:DeleteObject" if wanted.get("VersionId") is None else "s3:DeleteObjectVersion"
+    here = call.within(call.authorize(action, _arn(call, bucket, key)))
+    _authorize_condition(call, wanted, bucket, key)
+    call.resources.append((_arn(call, bucket, key), "AWS::S3::Object"))
+    one = {name: value for name, value in request.items() if name != "Delete"} | dict(wanted)
+    return contents.remove(here, commits, one, lambda record: _check_delete(one, record))
 
 
 def attributes(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
-    refuse_unwritten(request)
-    check_key(request["Key"])
-    buckets.require(call.records, request)
-    record = contents.require(call, request["Bucket"], request["Key"])
+    bucket = _check_read(call, request)
+    record = contents.require(call, request["Bucket"], request["Key"], request.get("VersionId"))
     body = record.body
     wanted = request["ObjectAttributes"]
-    answer: dict[str, Any] = {"LastModified": modified(record)}
+    answer: dict[str, Any] = {"LastModified": modified(record), "VersionId": versions.shown(bucket, record)}
     if "ETag" in wanted:
         answer["ETag"] = body["etag"]
     if "Checksum" in wanted:

@@ -74,6 +74,7 @@ class S3(Provider):
                 "PutBucketTagging": "PutBucketTagging",
                 "DeleteBucketTagging": "PutBucketTagging",
                 "GetBucketVersioning": "GetBucketVersioning",
+                "PutBucketVersioning": "PutBucketVersioning",
                 "GetBucketLogging": "GetBucketLogging",
                 "GetBucketAccelerateConfiguration": "GetAccelerateConfiguration",
                 "GetBucketNotificationConfiguration": "GetBucketNotification",
@@ -101,6 +102,7 @@ class S3(Provider):
                 "GetBucketWebsite": "GetBucketWebsite",
                 "GetBucketReplication": "GetReplicationConfiguration",
                 "GetObjectLockConfiguration": "GetBucketObjectLockConfiguration",
+                "PutObjectLockConfiguration": "PutBucketObjectLockConfiguration",
             },
         ),
         **_on(
@@ -246,7 +248,10 @@ class S3(Provider):
     # Settings of buckets that have one possible value
 
     def get_bucket_versioning(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(_noted(call, request), request, "GetBucketVersioning")
+        return bucket.get_versioning(_noted(call, request), request)
+
+    def put_bucket_versioning(self, call: Call, request: Request) -> Answer:
+        return bucket.put_versioning(_noted(call, request), request)
 
     def get_bucket_logging(self, call: Call, request: Request) -> Answer:
         return bucket.setting(_noted(call, request), request, "GetBucketLogging")
@@ -270,7 +275,10 @@ class S3(Provider):
         return bucket.setting(_noted(call, request), request, "GetBucketReplication")
 
     def get_object_lock_configuration(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(_noted(call, request), request, "GetObjectLockConfiguration")
+        return bucket.get_lock(_noted(call, request), request)
+
+    def put_object_lock_configuration(self, call: Call, request: Request) -> Answer:
+        return bucket.put_lock(_noted(call, request), request)
 
     # Objects
 

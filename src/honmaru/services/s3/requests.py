@@ -29,15 +29,11 @@ _UNWRITTEN = (
     "SSEKMSKeyId",
     "SSEKMSEncryptionContext",
     "BucketKeyEnabled",
-    "ObjectLockMode",
-    "ObjectLockRetainUntilDate",
-    "ObjectLockLegalHoldStatus",
     "ObjectLockEventHold",
     "ObjectLockEventHoldDurationDays",
     "ObjectLockEventHoldDurationYears",
     "AnnotationDirective",
     "MFA",
-    "BypassGovernanceRetention",
 )
 _OWNERS_ACLS = ("private", "bucket-owner-full-control", "bucket-owner-read")
 LABEL_TAG = "honmaru:label"
@@ -62,8 +58,6 @@ def refuse_unwritten(request: Mapping[str, Any], further: Iterable[str] = ()) ->
         )
     if request.get("StorageClass", "STANDARD") != "STANDARD":
         raise ValidationFault("The storage class you specified is not valid", code="InvalidStorageClass")
-    if request.get("VersionId") not in (None, "null"):
-        raise ValidationFault("Invalid version id specified", code="InvalidArgument")
 
 
 def check_key(key: str) -> None:
@@ -115,17 +109,18 @@ def set_tags(request: Mapping[str, Any], session: Session, limit: int) -> dict[s
     return tags_of([(tag["Key"], tag["Value"]) for tag in tag_set], session, limit)
 
 
-def copy_source(request: Mapping[str, Any]) -> tuple[str, str]:
-    """(bucket, key) of the x-amz-copy-source header. Raises ValidationFault."""
-    source, _, query = str(request["CopySource"]).partition("?")
-    if query and query != "versionId=null":
-        raise ValidationFault("Invalid version id specified", code="InvalidArgument")
+def copy_source(request: Mapping[str, Any]) -> tuple[str, str, str | None]:
+    """(bucket, key, version id or None) of the x-amz-copy-source header. Raises ValidationFault."""
+    # A "?" may be part of an unescaped key: only what AWS's clients write behind it is a version id.
+    source, mark, version_id = str(request["CopySource"]).rpartition("?versionId=")
+    if not mark:
+        source, version_id = version_id, ""
     bucket, _, key = unquote(source).removeprefix("/").partition("/")
     if not bucket or not key or bucket.startswith("arn:"):
         raise ValidationFault(
             "Copy Source must mention the source bucket and key: sourcebucket/sourcekey", code="InvalidArgument"
         )
-    return bucket, key
+    return bucket, key, unquote(version_id) if mark else None
 
 
 def check_read_conditions(
@@ -167,6 +162,14 @@ def check_write_conditions(request: Mapping[str, Any], etag: str | None) -> None
             )
         if not _matches(match, etag):
             raise precondition_failed("If-Match")
+
+
+def conflicting() -> Conflict:
+    """Too many concurrent changes of one and the same thing."""
+    return Conflict(
+        "A conflicting conditional operation is currently in progress against this resource. Try again.",
+        code="OperationAborted",
+    )
 
 
 def precondition_failed(condition: str) -> Conflict:

@@ -9,25 +9,23 @@ from honmaru.core.errors import Conflict, NotFound
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.services.s3 import bucket as buckets
-from honmaru.services.s3 import contents
-from honmaru.services.s3.requests import check_key, refuse_unwritten, set_tags
+from honmaru.services.s3 import contents, versions
+from honmaru.services.s3.requests import check_key, conflicting, refuse_unwritten, set_tags
 
 _ATTEMPTS = 16
 
 
 def get_object(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
-    return {"TagSet": _tag_set(_object(call, request))}
+    bucket, record = _object(call, request)
+    return {"TagSet": _tag_set(record), "VersionId": versions.shown(bucket, record)}
 
 
 def put_object(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
-    tags = set_tags(request, call.session, 10)
-    _change(call, request, tags, of_object=True)
-    return {}
+    return _change_object(call, request, set_tags(request, call.session, 10))
 
 
 def delete_object(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
-    _change(call, request, {}, of_object=True)
-    return {}
+    return _change_object(call, request, {})
 
 
 def get_bucket(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -39,32 +37,46 @@ def get_bucket(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def put_bucket(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
     tags = set_tags(request, call.session, 50)
-    _change(call, request, tags, of_object=False)
+    _change_bucket(call, request, tags)
     return {}
 
 
 def delete_bucket(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
-    _change(call, request, {}, of_object=False)
+    _change_bucket(call, request, {})
     return {}
 
 
-def _object(call: Call, request: Mapping[str, Any]) -> Record:
+def _object(call: Call, request: Mapping[str, Any]) -> tuple[Record, Record]:
+    """(bucket, version) that a request names."""
     refuse_unwritten(request)
     check_key(request["Key"])
-    buckets.require(call.records, request)
-    return contents.require(call, request["Bucket"], request["Key"])
+    versions.check_id(request.get("VersionId"))
+    bucket = buckets.require(call.records, request)
+    return bucket, contents.require(call, request["Bucket"], request["Key"], request.get("VersionId"))
 
 
-def _change(call: Call, request: Mapping[str, Any], tags: Mapping[str, str], *, of_object: bool) -> None:
-    """Replace the tags by compare-and-swap. Raises AccessDenied for a record below the session's label."""
+def _change_object(call: Call, request: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
+    """Replace a version's tags by compare-and-swap. Raises AccessDenied for one below the session's label."""
     for _ in range(_ATTEMPTS):
-        record = _object(call, request) if of_object else buckets.require(call.records, request)
+        bucket, record = _object(call, request)
+        try:
+            call.records.update(record, {**record.body, "tags": dict(tags)})
+        except Conflict:
+            continue
+        return {"VersionId": versions.shown(bucket, record)}
+    raise conflicting()
+
+
+def _change_bucket(call: Call, request: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+    """Replace a bucket's tags by compare-and-swap. Raises AccessDenied for one below the session's label."""
+    for _ in range(_ATTEMPTS):
+        record = buckets.require(call.records, request)
         try:
             call.records.update(record, {**record.body, "tags": dict(tags)})
         except Conflict:
             continue
         return
-    raise Conflict("A conflicting operation is in progress against this resource. Try again.", code="OperationAborted")
+    raise conflicting()
 
 
 def _tag_set(record: Record) -> list[dict[str, str]]:
