@@ -15,8 +15,10 @@ from honmaru.core.errors import ValidationFault
 from honmaru.jobs.quantum_devices import Devices
 from honmaru.jobs.quantum_spending import Limit, Spending
 from honmaru.ports.runtime import Ids
+from honmaru.security import idempotency
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
+from honmaru.security.guard.records import Creation, GuardedChange
 from honmaru.services.braket import tags
 from honmaru.services.braket.searching import search as search_records
 
@@ -26,6 +28,12 @@ _USD = re.compile(r"\d{1,12}(\.\d{1,2})?")
 
 
 def create(call: Call, request: Mapping[str, Any], devices: Devices, ids: Ids) -> dict[str, Any]:
+    return idempotency.once(call, request, lambda: _made(call, request, devices, ids))
+
+
+def _made(
+    call: Call, request: Mapping[str, Any], devices: Devices, ids: Ids
+) -> tuple[list[GuardedChange], dict[str, Any]]:
     device = devices.named(request["deviceArn"])
     call.authorize("braket:CreateSpendingLimit", device.arn(call.session.partition))
     name = ids.uuid()
@@ -38,9 +46,8 @@ def create(call: Call, request: Mapping[str, Any], devices: Devices, ids: Ids) -
         **_period(request.get("timePeriod"), call.now),
         "tags": tags.checked(call.session.label, request.get("tags")),
     }
-    call.records.create(KIND, name, body)
     call.resources.append((arn, tags.KINDS[KIND]))
-    return {"spendingLimitArn": arn}
+    return [Creation(KIND, name, body)], {"spendingLimitArn": arn}
 
 
 def search(call: Call, request: Mapping[str, Any], spending: Spending) -> dict[str, Any]:

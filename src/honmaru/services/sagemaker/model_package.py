@@ -18,9 +18,10 @@ from typing import Any
 
 from honmaru.core.errors import AccessDenied, Conflict, NotFound, ValidationFault
 from honmaru.ports.buckets import Buckets, split_uri
+from honmaru.security import idempotency
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
-from honmaru.security.guard.records import Creation, Revision
+from honmaru.security.guard.records import Creation, GuardedChange, Revision
 from honmaru.services.sagemaker import model_package_group, tags
 from honmaru.services.sagemaker.listing import Request, modified, page
 from honmaru.services.sagemaker.people import person
@@ -69,18 +70,17 @@ def create(call: Call, request: Request, buckets: Buckets) -> dict[str, Any]:
         "approvals": [],
         "creator": call.session.principal_arn,
         "creator_person": person(call.session),
-        "client_token": request.get("ClientToken"),
         "modified": call.now.isoformat(),
         "tags": tags.from_request(request.get("Tags")),
         "artifacts": _artifacts(call, request, buckets),
     }
     if not group:
-        return _create_unversioned(call, str(name), body)
+        return _create_unversioned(call, request, str(name), body)
     while True:
         try:
-            return _create_version(call, model_package_group.found(call, group), body)
+            return _create_version(call, request, model_package_group.found(call, group), body)
         except Conflict:  # another version was registered at the same time
-            continue
+            idempotency.earlier(call, request, code="ConflictException")  # …or the token says something else
 
 
 def describe(call: Call, request: Request) -> dict[str, Any]:
@@ -160,31 +160,35 @@ def _decide(call: Call, record: Record, body: dict[str, Any], status: str, why: 
     body["approvals"] = [*body["approvals"], decision]
 
 
-def _create_unversioned(call: Call, name: str, body: dict[str, Any]) -> dict[str, Any]:
+def _create_unversioned(call: Call, request: Request, name: str, body: dict[str, Any]) -> dict[str, Any]:
     body["arn"] = call.arn("sagemaker", f"model-package/{name}")
     try:
-        call.records.create(MODEL_PACKAGE, name, body, "Completed")
-    except Conflict:
+        answer = _once(call, request, body, [Creation(MODEL_PACKAGE, name, body, "Completed")])
+    except Conflict as conflict:
+        if conflict.code is not None:
+            raise
         raise Conflict(f"Model package already exists: {body['arn']}", code="ConflictException") from None
-    call.resources.append((body["arn"], "AWS::SageMaker::ModelPackage"))
-    return {"ModelPackageArn": body["arn"]}
+    return answer
 
 
-def _create_version(call: Call, group: Record, body: dict[str, Any]) -> dict[str, Any]:
-    known = list(call.records.iterate(MODEL_PACKAGE, prefix=f"{group.name}/"))
-    if body["client_token"]:
-        for record in known:
-            if record.body.get("client_token") == body["client_token"] and record.label == call.session.label:
-                return {"ModelPackageArn": record.body["arn"]}
+def _once(call: Call, request: Request, body: dict[str, Any], changes: list[GuardedChange]) -> dict[str, Any]:
+    answer = idempotency.once(
+        call, request, lambda: (changes, {"ModelPackageArn": body["arn"]}), code="ConflictException"
+    )
+    call.resources.append((answer["ModelPackageArn"], "AWS::SageMaker::ModelPackage"))
+    return answer
+
+
+def _create_version(call: Call, request: Request, group: Record, body: dict[str, Any]) -> dict[str, Any]:
+    known = call.records.iterate(MODEL_PACKAGE, prefix=f"{group.name}/")
     highest = max((int(record.name.rpartition("/")[2]) for record in known), default=0)
     version = max(highest, int(group.body["versions"])) + 1
     body["arn"] = call.arn("sagemaker", f"model-package/{group.name}/{version}")
     counted = {**group.body, "versions": version}
     own = group.label == call.session.label
     count = Revision(group, counted) if own else Creation(MODEL_PACKAGE_GROUP, group.name, counted, group.state)
-    call.records.apply([count, Creation(MODEL_PACKAGE, f"{group.name}/{version}", body, "Completed")])
-    call.resources.append((body["arn"], "AWS::SageMaker::ModelPackage"))
-    return {"ModelPackageArn": body["arn"]}
+    made = Creation(MODEL_PACKAGE, f"{group.name}/{version}", body, "Completed")
+    return _once(call, request, body, [count, made])
 
 
 def _artifacts(call: Call, request: Request, buckets: Buckets) -> dict[str, str]:

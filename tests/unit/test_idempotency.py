@@ -1,0 +1,119 @@
+"""Client tokens: one answer for one request, whatever crashes or races; nothing shared between labels."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from honmaru.core.errors import Conflict, IntegrityFault
+from honmaru.security import idempotency
+from honmaru.security.guard.records import Creation
+from honmaru.testing.keep import Keep, quick_directory, session
+
+REQUEST = {"clientToken": "t", "name": "n", "blob": b"\x00\xff", "list": [1, {"a": None}]}
+
+
+@pytest.fixture
+def keep():
+    with quick_directory() as directory:
+        yield Keep(directory)
+
+
+def call(keep, marking="SECRET", **more):
+    return keep.call(session(marking, **more), "CreateThing", service="braket")
+
+
+def make(keep, call, request, made):
+    def work():
+        made.append(len(made))
+        name = f"thing-{len(made)}-{call.session.label.canonical}"
+        return [Creation("thing", name, {})], {"thingArn": name}
+
+    return idempotency.once(call, request, work)
+
+
+def test_the_same_request_does_its_work_once(keep):
+    made = []
+    first = make(keep, call(keep), REQUEST, made)
+    assert make(keep, call(keep), dict(REQUEST), made) == first
+    assert made == [0]
+    assert len(list(call(keep).records.iterate("thing"))) == 1
+
+
+def test_another_request_with_the_same_token_is_refused(keep):
+    made = []
+    make(keep, call(keep), REQUEST, made)
+    for other in ({"name": "other"}, {"blob": b""}, {"list": []}, {"extra": 1}):
+        with pytest.raises(Conflict, match="clientToken was used before"):
+            make(keep, call(keep), {**REQUEST, **other}, made)
+    assert made == [0]
+
+
+def test_tokens_of_other_labels_accounts_and_operations_are_their_own(keep):
+    made = []
+    low = make(keep, call(keep, "UNCLASSIFIED"), REQUEST, made)
+    high = make(keep, call(keep, "SECRET"), {**REQUEST, "name": "x"}, made)
+    make(keep, call(keep, "SECRET", account="999999999999"), {**REQUEST, "name": "y"}, made)
+    elsewhere = keep.call(session("SECRET"), "CreateOther", service="braket")
+    make(keep, elsewhere, {**REQUEST, "name": "z"}, made)
+    assert made == [0, 1, 2, 3]
+    assert low != high
+    assert make(keep, call(keep, "UNCLASSIFIED"), REQUEST, made) == low
+
+
+def test_work_and_note_are_one_transaction(keep):
+    """What fails leaves no note: the request may be sent again."""
+    made = []
+    taken = call(keep)
+    taken.records.create("thing", f"thing-1-{taken.session.label.canonical}", {})
+    with pytest.raises(Conflict):
+        make(keep, call(keep), REQUEST, made)
+    assert idempotency.earlier(call(keep), REQUEST) is None
+    assert make(keep, call(keep), REQUEST, made)["thingArn"].startswith("thing-2")
+
+
+def test_of_two_at_once_one_does_the_work(keep):
+    made = []
+
+    def raced():
+        winner = make(keep, call(keep), REQUEST, made)
+        assert winner["thingArn"].startswith("thing-1")
+        return [Creation("thing", "loser", {})], {"thingArn": "loser"}
+
+    assert idempotency.once(call(keep), REQUEST, raced)["thingArn"].startswith("thing-1")
+    assert call(keep).records.get("thing", "loser") is None
+
+
+def test_a_request_without_a_token_is_carried_out_each_time(keep):
+    made = []
+    for _ in range(2):
+        make(keep, call(keep), {"name": "n"}, made)
+    assert made == [0, 1]
+
+
+def test_old_notes_are_forgotten(keep):
+    made = []
+    make(keep, call(keep, "SECRET"), REQUEST, made)
+    make(keep, call(keep, "UNCLASSIFIED"), REQUEST, made)
+    now = keep.clock.now()
+    assert idempotency.forget_old(keep.guard, ["braket"], now + idempotency.KEPT_FOR) == 0
+    assert idempotency.forget_old(keep.guard, ["braket"], now + idempotency.KEPT_FOR + timedelta(seconds=1)) == 2
+    assert idempotency.earlier(call(keep), REQUEST) is None
+
+
+def test_a_token_is_not_kept_in_the_clear(keep):
+    make(keep, call(keep), {**REQUEST, "clientToken": "sensitive-name"}, [])
+    assert all("sensitive" not in row.name for row in keep.store.scan())
+
+
+def test_sabotage_a_note_that_was_swapped_does_not_open(keep):
+    make(keep, call(keep), REQUEST, [])
+    import sqlite3
+
+    base = sqlite3.connect(keep.directory / "records.db")
+    base.execute("update records set name = replace(name, 'CreateThing', 'CreateOther') where kind = 'client-token'")
+    base.commit()
+    base.close()
+    with pytest.raises(IntegrityFault):
+        idempotency.earlier(keep.call(session("SECRET"), "CreateOther", service="braket"), REQUEST)
