@@ -19,8 +19,8 @@ from honmaru.core.errors import AccessDenied, ValidationFault
 from honmaru.core.sessions import Session
 from honmaru.security.calls import Provider, Target
 
-Question = tuple[str, Callable[[Session, Mapping[str, Any]], str]]
-"""(action, resource ARN of a request)."""
+Question = tuple[str, Callable[[Session, Mapping[str, Any]], str | None]]
+"""(action, resource ARN of a request; None where the request is not asked this)."""
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _OWN = {"partition", "region", "account"}
@@ -34,7 +34,20 @@ def questions(provider: Provider, operation: Operation) -> tuple[Question, ...]:
     if declared is None:
         return ((f"{operation.service.iam_prefix}:{operation.name}", lambda _session, _members: "*"),)
     targets = (declared,) if isinstance(declared, Target) else tuple(declared)
-    return tuple((target.action, _writer(target.resource)) for target in targets)
+    return tuple((target.action, _conditional(target)) for target in targets)
+
+
+def _conditional(target: Target) -> Callable[[Session, Mapping[str, Any]], str | None]:
+    write, given, unless = _writer(target.resource), target.given, target.unless
+    if not given and not unless:
+        return write
+
+    def ask(session: Session, members: Mapping[str, Any]) -> str | None:
+        if (given and members.get(given) is None) or (unless and members.get(unless) is not None):
+            return None
+        return write(session, members)
+
+    return ask
 
 
 def target_problems(provider: Provider, operation_of: Mapping[str, Operation]) -> list[str]:
@@ -46,7 +59,7 @@ def target_problems(provider: Provider, operation_of: Mapping[str, Operation]) -
             problems.append(f"{provider.service} has no operation {name}: correct the targets of its provider")
             continue
         for target in (declared,) if isinstance(declared, Target) else declared:
-            for field in _FIELD.findall(target.resource):
+            for field in [*_FIELD.findall(target.resource), *filter(None, (target.given, target.unless))]:
                 if field not in _OWN and field not in operation.input_shape["members"]:
                     problems.append(f"{provider.service}:{name} has no member {field}: correct its target")
     return problems

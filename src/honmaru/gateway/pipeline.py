@@ -155,6 +155,8 @@ class Pipeline:
             context = {**tags, **context}
         for action, resource in bound.questions:
             arn = resource(session, exchange.members)
+            if arn is None:
+                continue
             owner = self.identity.require(session, action, arn, context)
             exchange.owner = exchange.owner or owner
         exchange.decision = "allow"

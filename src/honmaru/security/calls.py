@@ -176,10 +176,15 @@ class Target:
 
     Template fields are input member names and {partition} {region} {account}. A member whose value is itself an ARN
     fills the whole template when the template is exactly that member.
+
+    `given` names a member: only requests that state it are asked this (s3:GetObjectVersion for VersionId). `unless`
+    names one: only requests that leave it out are. Use them in pairs, so that every request is asked something.
     """
 
     action: str
     resource: str = "*"
+    given: str = ""
+    unless: str = ""
 
 
 class Provider:

@@ -25,7 +25,7 @@ from honmaru.services.s3.object import modified, quoted
 from honmaru.services.s3.requests import canonical_id, refuse_unwritten
 
 _PAGE = 1000
-_LAST = "\U0010ffff"
+LAST = "\U0010ffff"
 _TOKEN = b"1:"
 
 
@@ -50,7 +50,7 @@ def walk(records: GuardedRecords, bucket: str, prefix: str, delimiter: str, afte
                 yield Entry(key, record, key)
                 continue
             group = key[: cut + len(delimiter)]
-            after = group + _LAST
+            after = group + LAST
             if group != done:
                 yield Entry(group, None, after)
             done = group
@@ -92,7 +92,7 @@ def list_v1(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
 def _page(call: Call, request: Mapping[str, Any], after: str) -> tuple[list[Entry], bool]:
     refuse_unwritten(request, ("OptionalObjectAttributes",))
     buckets.require(call.records, request)
-    limit = _limit(request)
+    limit = limit_of(request)
     if limit == 0:
         return [], False
     found = walk(
@@ -107,7 +107,8 @@ def _page(call: Call, request: Mapping[str, Any], after: str) -> tuple[list[Entr
     return entries[:limit], len(entries) > limit
 
 
-def _limit(request: Mapping[str, Any]) -> int:
+def limit_of(request: Mapping[str, Any]) -> int:
+    """How many entries a page may have. Raises ValidationFault for a negative MaxKeys."""
     limit = request.get("MaxKeys")
     if limit is not None and limit < 0:
         raise ValidationFault("Argument maxKeys must be an integer between 0 and 2147483647", code="InvalidArgument")
@@ -122,7 +123,7 @@ def _common(call: Call, request: Mapping[str, Any], entries: list[Entry], *, own
         "Name": request["Bucket"],
         "Prefix": encode(request.get("Prefix") or ""),
         "Delimiter": encode(request.get("Delimiter")),
-        "MaxKeys": _limit(request),
+        "MaxKeys": limit_of(request),
         "EncodingType": request.get("EncodingType"),
         "Contents": contents_ or None,
         "CommonPrefixes": groups or None,
@@ -140,11 +141,18 @@ def _shown(call: Call, record: Record, encode: Any, owners: bool) -> dict[str, A
         "StorageClass": "STANDARD",
     }
     if owners:
-        shown["Owner"] = {"ID": canonical_id(call.session)}
+        shown["Owner"] = owner_of(call)
     return shown
 
 
+def owner_of(call: Call) -> dict[str, str]:
+    """Who owns every object of the bucket: with BucketOwnerEnforced, the bucket's owner."""
+    return {"ID": canonical_id(call.acting)}
+
+
 def encoder(request: Mapping[str, Any]) -> Any:
+    """Writes keys as the request's EncodingType wants them; empty texts stay as they are."""
+
     def encode(text: str | None) -> str | None:
         return quote(text, safe="/") if text and request.get("EncodingType") == "url" else text
 

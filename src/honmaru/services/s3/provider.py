@@ -19,9 +19,11 @@ from honmaru.services.s3 import (
     listing,
     multipart,
     notification,
+    object_lock,
     ownership,
     public_access,
     tagging,
+    version_listing,
 )
 from honmaru.services.s3 import object as objects
 
@@ -34,6 +36,11 @@ _OBJECT = "arn:{partition}:s3:::{Bucket}/{Key}"
 
 def _on(resource: str, actions: Mapping[str, str]) -> dict[str, Target]:
     return {operation: Target(f"s3:{action}", resource) for operation, action in actions.items()}
+
+
+def _versioned(current: str, version: str) -> list[Target]:
+    """S3 asks for another action when a request names a version."""
+    return [Target(f"s3:{current}", _OBJECT, unless="VersionId"), Target(f"s3:{version}", _OBJECT, given="VersionId")]
 
 
 def _noted(call: Call, request: Request) -> Call:
@@ -59,7 +66,16 @@ class S3(Provider):
 
     targets: ClassVar[Mapping[str, Target | list[Target]]] = {
         "ListBuckets": Target("s3:ListAllMyBuckets", "arn:{partition}:s3:::*"),
-        "GetObjectAttributes": [Target("s3:GetObject", _OBJECT), Target("s3:GetObjectAttributes", _OBJECT)],
+        "GetObjectAttributes": [
+            *_versioned("GetObject", "GetObjectVersion"),
+            *_versioned("GetObjectAttributes", "GetObjectVersionAttributes"),
+        ],
+        "GetObject": _versioned("GetObject", "GetObjectVersion"),
+        "HeadObject": _versioned("GetObject", "GetObjectVersion"),
+        "DeleteObject": _versioned("DeleteObject", "DeleteObjectVersion"),
+        "GetObjectTagging": _versioned("GetObjectTagging", "GetObjectVersionTagging"),
+        "PutObjectTagging": _versioned("PutObjectTagging", "PutObjectVersionTagging"),
+        "DeleteObjectTagging": _versioned("DeleteObjectTagging", "DeleteObjectVersionTagging"),
         **_on(
             _BUCKET,
             {
@@ -68,6 +84,7 @@ class S3(Provider):
                 "HeadBucket": "ListBucket",
                 "ListObjects": "ListBucket",
                 "ListObjectsV2": "ListBucket",
+                "ListObjectVersions": "ListBucketVersions",
                 "ListMultipartUploads": "ListBucketMultipartUploads",
                 "GetBucketLocation": "GetBucketLocation",
                 "GetBucketTagging": "GetBucketTagging",
@@ -110,14 +127,12 @@ class S3(Provider):
             {
                 "PutObject": "PutObject",
                 "CopyObject": "PutObject",
-                "GetObject": "GetObject",
-                "HeadObject": "GetObject",
-                "DeleteObject": "DeleteObject",
                 "GetObjectAcl": "GetObjectAcl",
                 "PutObjectAcl": "PutObjectAcl",
-                "GetObjectTagging": "GetObjectTagging",
-                "PutObjectTagging": "PutObjectTagging",
-                "DeleteObjectTagging": "DeleteObjectTagging",
+                "GetObjectRetention": "GetObjectRetention",
+                "PutObjectRetention": "PutObjectRetention",
+                "GetObjectLegalHold": "GetObjectLegalHold",
+                "PutObjectLegalHold": "PutObjectLegalHold",
                 "CreateMultipartUpload": "PutObject",
                 "UploadPart": "PutObject",
                 "UploadPartCopy": "PutObject",
@@ -148,9 +163,13 @@ class S3(Provider):
             "s3:x-amz-storage-class": "StorageClass",
             "s3:if-none-match": "IfNoneMatch",
             "s3:if-match": "IfMatch",
+            "s3:VersionId": "VersionId",
+            "s3:object-lock-mode": "ObjectLockMode",
+            "s3:object-lock-retain-until-date": "ObjectLockRetainUntilDate",
+            "s3:object-lock-legal-hold": "ObjectLockLegalHoldStatus",
         }
         context = {key: request[member] for key, member in members.items() if request.get(member) is not None}
-        if operation in ("ListObjects", "ListObjectsV2"):
+        if operation in ("ListObjects", "ListObjectsV2", "ListObjectVersions"):
             context.setdefault("s3:prefix", "")
         place = (request.get("CreateBucketConfiguration") or {}).get("LocationConstraint")
         if place is not None:
@@ -280,6 +299,18 @@ class S3(Provider):
     def put_object_lock_configuration(self, call: Call, request: Request) -> Answer:
         return bucket.put_lock(_noted(call, request), request)
 
+    def get_object_retention(self, call: Call, request: Request) -> Answer:
+        return object_lock.get_retention(_noted(call, request), request)
+
+    def put_object_retention(self, call: Call, request: Request) -> Answer:
+        return object_lock.put_retention(_noted(call, request), request)
+
+    def get_object_legal_hold(self, call: Call, request: Request) -> Answer:
+        return object_lock.get_hold(_noted(call, request), request)
+
+    def put_object_legal_hold(self, call: Call, request: Request) -> Answer:
+        return object_lock.put_hold(_noted(call, request), request)
+
     # Objects
 
     def put_object(self, call: Call, request: Request) -> Answer:
@@ -312,6 +343,9 @@ class S3(Provider):
 
     def list_objects_v2(self, call: Call, request: Request) -> Answer:
         return listing.list_v2(_noted(call, request), request)
+
+    def list_object_versions(self, call: Call, request: Request) -> Answer:
+        return version_listing.list_versions(_noted(call, request), request)
 
     def get_object_tagging(self, call: Call, request: Request) -> Answer:
         return tagging.get_object(_noted(call, request), request)
