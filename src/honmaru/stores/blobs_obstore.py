@@ -2,7 +2,8 @@
 
 Invariants (beside those of the port, `ports.blobs`):
 - obstore's local `put` does not call fsync (seen with strace, obstore 0.12), so a local write is done here: written
-  to a temporary file, fsynced, renamed, and the directory fsynced before `write` returns.
+  to a temporary file, fsynced, renamed, and the directory fsynced before `write` returns. Local reads are done here
+  too: a read is three system calls, and obstore's way through its own threads costs many times that.
 - Temporary files of a crashed process are deleted at start and never listed.
 - If the chunks raise, nothing is stored.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,15 +65,24 @@ class ObstoreBlobStore:
 
     def read(self, path: str, start: int, length: int) -> bytes:
         """Exactly `length` bytes from `start` (fewer at the end). Raises FileNotFoundError."""
+        if self._directory is not None:
+            return _read_file(f"{self._directory}/{path}", start, length)
         available = max(0, min(length, self.size(path) - start))
         return bytes(self._store.get_range(path, start=start, length=available)) if available else b""
 
     def size(self, path: str) -> int:
         """Bytes stored under a path. Raises FileNotFoundError."""
+        if self._directory is not None:
+            with _local_faults():
+                return (self._directory / path).stat().st_size
         return int(self._store.head(path)["size"])
 
     def delete(self, path: str) -> None:
         """Deleting a missing path is no error."""
+        if self._directory is not None:
+            with suppress(FileNotFoundError), _local_faults():
+                (self._directory / path).unlink()
+            return
         try:
             self._store.delete(path)
         except FileNotFoundError:
@@ -92,11 +103,12 @@ class ObstoreBlobStore:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         size = 0
         try:
-            with os.fdopen(descriptor, "wb", buffering=1 << 20) as file:
+            try:
                 for chunk in chunks:
-                    size += file.write(chunk)
-                file.flush()
-                os.fsync(file.fileno())
+                    size += _write(descriptor, chunk)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
             _make_directories(directory, target.parent)
             temporary.rename(target)
             _sync(target.parent)
@@ -107,6 +119,39 @@ class ObstoreBlobStore:
             temporary.unlink(missing_ok=True)
             raise
         return size
+
+
+def _write(descriptor: int, chunk: bytes) -> int:
+    view = memoryview(chunk)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    return len(chunk)
+
+
+def _read_file(path: str, start: int, length: int) -> bytes:
+    with _local_faults():
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            content = os.pread(descriptor, length, start)
+            while 0 < len(content) < length:
+                more = os.pread(descriptor, length - len(content), start + len(content))
+                if not more:
+                    break
+                content += more
+            return content
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _local_faults() -> Iterator[None]:
+    """A missing file stays a FileNotFoundError; what else the disk says is StoreUnavailable."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as missing:
+        raise FileNotFoundError(missing.errno, "there is no such blob") from missing
+    except OSError as fault:
+        raise StoreUnavailable(f"a blob could not be read: {fault.strerror}; see `honmaru doctor`") from fault
 
 
 def _make_directories(root: Path, directory: Path) -> None:

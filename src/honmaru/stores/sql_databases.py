@@ -106,7 +106,10 @@ class SqliteDatabase:
         except sqlite3.Error as fault:
             connection.close()
             raise _unavailable(fault) from fault
-        self._readers.append(connection)
+        if self._closed:
+            connection.close()
+        else:
+            self._readers.append(connection)
         return found
 
     def write(self, work: Work) -> Any:

@@ -42,7 +42,8 @@ from honmaru.security.crypto.keyring import KEY_BYTES, Keyring
 SEGMENT_BYTES = 1 << 20
 _TAG_BYTES = 16
 _MAGIC = b"HMB1"
-_FIRST_READ = 4096
+_FIRST_READ = 16_384
+"""Bytes of the read that finds the header. A blob that ends before is read once and asked for no size."""
 _ID = re.compile(r"blob-([0-9a-f]{16})-([0-9a-f]{32})")
 _ID_BYTES = re.compile(rb"blob-[0-9a-f]{16}-[0-9a-f]{32}")
 _PATH = re.compile(r"[^/]+/([0-9a-f]{16})/[0-9a-f]{2}/([0-9a-f]{32})")
@@ -154,7 +155,7 @@ class BlobVault:
     def delete(self, session: Session, blob_id: str) -> None:
         path = _path(session.account, blob_id)
         try:
-            header, _ = self._read_header(path)
+            header, _, _ = self._read_header(path)
         except FileNotFoundError:
             return
         label = self._label(header["label"])
@@ -221,14 +222,15 @@ class BlobVault:
     def _open(self, session: Session, blob_id: str, start: int, length: int | None) -> Iterator[bytes]:
         path = _path(session.account, blob_id)
         try:
-            header, key = self._open_header(session, blob_id, path)
-            total = self._store.size(path)
+            header, key, first = self._open_header(session, blob_id, path)
+            whole = first if len(first) < _FIRST_READ else None
+            total = self._store.size(path) if whole is None else len(whole)
         except FileNotFoundError:
             raise NotFound(f"there is no blob {blob_id!r}") from None
-        return self._segments(path, header, key, total, start, length)
+        return self._segments(path, header, key, total, start, length, whole)
 
-    def _open_header(self, session: Session, blob_id: str, path: str) -> tuple[bytes, AESGCM]:
-        header, raw = self._read_header(path)
+    def _open_header(self, session: Session, blob_id: str, path: str) -> tuple[bytes, AESGCM, bytes]:
+        header, raw, first = self._read_header(path)
         account, label = header["account"], header["label"]
         # A header that states a lower label than the truth gets past this check, and then its key does not open.
         if account != session.account or not session.label.dominates(self._label(label)):
@@ -237,9 +239,10 @@ class BlobVault:
             wrapped = bytes.fromhex(header["key"])
         except ValueError:
             raise IntegrityFault("a blob's header is damaged; restore the blob from a backup") from None
-        return raw, AESGCM(self._keyring.unwrap(account, label, wrapped, blob_id.encode()))
+        return raw, AESGCM(self._keyring.unwrap(account, label, wrapped, blob_id.encode())), first
 
-    def _read_header(self, path: str) -> tuple[dict[str, str], bytes]:
+    def _read_header(self, path: str) -> tuple[dict[str, str], bytes, bytes]:
+        """The header's fields, its bytes, and the first bytes of the blob."""
         first = self._store.read(path, 0, _FIRST_READ)
         damaged = IntegrityFault("a blob's header is damaged; restore the blob from a backup")
         if first[:4] != _MAGIC or len(first) < 8:
@@ -254,10 +257,17 @@ class BlobVault:
             raise damaged from None
         if not isinstance(header, dict) or not all(isinstance(header.get(k), str) for k in ("account", "label", "key")):
             raise damaged
-        return header, raw
+        return header, raw, first
 
     def _segments(
-        self, path: str, header: bytes, key: AESGCM, total: int, start: int, length: int | None
+        self,
+        path: str,
+        header: bytes,
+        key: AESGCM,
+        total: int,
+        start: int,
+        length: int | None,
+        whole: bytes | None,
     ) -> Iterator[bytes]:
         bound = hashlib.sha384(header).digest()
         sealed_size = SEGMENT_BYTES + _TAG_BYTES
@@ -268,7 +278,10 @@ class BlobVault:
             begin = index * SEGMENT_BYTES
             if end is not None and begin >= end:
                 return
-            sealed = self._store.read(path, len(header) + index * sealed_size, sealed_size)
+            if whole is not None:
+                sealed = whole[len(header) :]
+            else:
+                sealed = self._store.read(path, len(header) + index * sealed_size, sealed_size)
             try:
                 plain = key.decrypt(_nonce(index, index == count - 1), sealed, bound)
             except (InvalidTag, ValueError):
