@@ -14,6 +14,7 @@ from honmaru.core.errors import AccessDenied, Conflict, NotFound, ValidationFaul
 from honmaru.ports.logs import LogEvent
 from honmaru.services.logs import Logs, LogStore
 from honmaru.services.logs.patterns import compiled
+from honmaru.services.logs.retention import Retention
 from honmaru.testing.keep import Keep, session
 
 HIGH, LOW = session("SECRET"), session("UNCLASSIFIED")
@@ -23,7 +24,7 @@ class Desk:
     def __init__(self, keep: Keep) -> None:
         self.keep = keep
         self.store = LogStore(keep.guard, keep.clock, keep.ids)
-        self.logs = Logs(self.store)
+        self.logs = Logs(self.store, keep.clock)
 
     def ask(self, operation: str, who: Any = HIGH, **request: Any) -> dict[str, Any]:
         answer = getattr(self.logs, operation)(self.keep.call(who, operation, service="logs"), request)
@@ -125,13 +126,29 @@ def test_filter_goes_over_streams_by_time_and_pages(desk: Desk) -> None:
         ("ERROR -retry", "ERROR retry", False),
         ('-"try again"', "ERROR", True),
         (r'"say \"no\""', 'they say "no"', True),
+        ("%code [45]\\d+%", "a code 503 here", True),
+        ("%^code%", "a code 503 here", False),
+        ('{ $.a = 1 && $.b = "x*y" }', '{"a": 1.0, "b": "x--y"}', True),
+        ('{ $.a = 1 && $.b != "x*" }', '{"a": 1, "b": "xy"}', False),
+        ("{ $.a.b[1] >= 3 || ($.t IS TRUE) }", '{"t": true}', True),
+        ("{ $.a.b[1] >= 3 }", '{"a": {"b": [0, 3]}}', True),
+        ("{ $.a != 1 }", "{}", False),
+        ("{ $.a NOT EXISTS }", "{}", True),
+        ("{ $.a IS NULL }", '{"a": null}', True),
+        ("{ $.a = 1 }", "a = 1", False),
+        ("[ip, user, request = *.html*, status = 4*]", '::1 bob "GET /x.html" 404', True),
+        ("[ip, user, request = *.html*, status = 4*]", '::1 bob "GET /x.png" 404', False),
+        ("[ip, status = 404 || status = 5*]", "a 503", True),
+        ("[ip, status >= 400 && status < 500]", "a 503", False),
+        ("[..., size > 100]", "a b c 200", True),
+        ("[a, b]", "one two three", False),
     ],
 )
 def test_patterns(pattern: str, message: str, matches: bool) -> None:
     assert compiled(pattern)(message) is matches
 
 
-@pytest.mark.parametrize("pattern", ['{ $.level = "x" }', "[a, b]", "%x+%", '"open'])
+@pytest.mark.parametrize("pattern", ['{ $.level = "x"', "{ $.a ~ 1 }", "[a, b", "[a = ]", "%x(?=y)%", '"open'])
 def test_patterns_that_are_not_supported_say_so(pattern: str) -> None:
     with pytest.raises(ValidationFault) as refused:
         compiled(pattern)
@@ -189,12 +206,13 @@ def test_put_and_describe(desk: Desk) -> None:
     with pytest.raises(Conflict) as taken:
         desk.ask("create_log_group", logGroupName="g")
     assert taken.value.code == "ResourceAlreadyExistsException"
-    for name, at in (("b", 5), ("a", 9), ("c", 1)):
+    now = int(desk.keep.clock.now().timestamp() * 1000)
+    for name, at in (("b", now + 5), ("a", now + 9), ("c", now + 1)):
         desk.ask("create_log_stream", logGroupName="g", logStreamName=name)
         events = [{"timestamp": at, "message": "m"}]
         desk.ask("put_log_events", logGroupName="g", logStreamName=name, logEvents=events)
     with pytest.raises(ValidationFault, match="chronological"):
-        backward = [{"timestamp": 2, "message": "m"}, {"timestamp": 1, "message": "m"}]
+        backward = [{"timestamp": now + 2, "message": "m"}, {"timestamp": now + 1, "message": "m"}]
         desk.ask("put_log_events", logGroupName="g", logStreamName="a", logEvents=backward)
     request = {"logGroupName": "g", "orderBy": "LastEventTime", "descending": True, "limit": 2}
     first = desk.ask("describe_log_streams", **request)
@@ -203,3 +221,110 @@ def test_put_and_describe(desk: Desk) -> None:
     assert names == ["a", "b", "c"]
     assert second["nextToken"] is None
     assert desk.ask("describe_log_groups", logGroupNamePrefix="g")["logGroups"][0]["storedBytes"] == 3 * 27
+
+
+def test_events_that_are_too_old_expired_or_too_new_are_turned_away_one_by_one(desk: Desk) -> None:
+    day, hour = 86_400_000, 3_600_000
+    now = int(desk.keep.clock.now().timestamp() * 1000)
+    desk.ask("create_log_group", logGroupName="g")
+    desk.ask("create_log_stream", logGroupName="g", logStreamName="s")
+
+    def put(*times: int) -> dict[str, Any]:
+        events = [{"timestamp": at, "message": str(at)} for at in times]
+        answer = desk.ask("put_log_events", logGroupName="g", logStreamName="s", logEvents=events)
+        return dict(answer["rejectedLogEventsInfo"] or {})
+
+    assert put(now - 14 * day - hour, now - 14 * day + hour) == {"tooOldLogEventEndIndex": 1}
+    assert put(now, now + 3 * hour) == {"tooNewLogEventStartIndex": 1}
+    desk.ask("put_retention_policy", logGroupName="g", retentionInDays=1)
+    assert put(now - day - 1, now - hour) == {"expiredLogEventEndIndex": 1}
+    assert put(now - 20 * day) == {"tooOldLogEventEndIndex": 1}
+    with pytest.raises(ValidationFault, match="24 hours"):
+        put(now - day - hour, now)
+    stored = desk.ask("get_log_events", logGroupName="g", logStreamName="s", startFromHead=True)
+    assert messages(stored) == [str(now - 14 * day + hour), str(now), str(now - hour)]
+
+
+def test_expiry_deletes_what_is_over_at_its_own_label_and_nothing_else(desk: Desk) -> None:
+    day = 86_400_000
+    now = int(desk.keep.clock.now().timestamp() * 1000)
+    step = Retention(desk.keep.guard, desk.store, desk.keep.clock, partition="aws-iso", region="us-iso-east-1")
+    for who in (LOW, HIGH):
+        desk.store.append(who, "g", "s", [LogEvent(now - 3 * day, "old")])
+        desk.store.append(who, "g", "s", [LogEvent(now - 2 * day, "older than a day"), LogEvent(now, "mixed")])
+        desk.store.append(who, "g", "s", [LogEvent(now, "new")])
+    desk.ask("put_retention_policy", LOW, logGroupName="g", retentionInDays=1)
+    with pytest.raises(ValidationFault, match="expected one of"):
+        desk.ask("put_retention_policy", LOW, logGroupName="g", retentionInDays=2)
+    before = desk.ask("get_log_events", LOW, logGroupName="g", logStreamName="s", startFromHead=True, limit=1)
+    assert step.expire() == 1
+    assert step.expire() == 0
+    left = ["older than a day", "mixed", "new"]
+    read = {"logGroupName": "g", "logStreamName": "s"}
+    assert messages(desk.ask("get_log_events", LOW, **read, startFromHead=True)) == left
+    assert messages(desk.ask("get_log_events", LOW, **read)) == left
+    assert messages(desk.ask("get_log_events", LOW, **read, nextToken=before["nextForwardToken"])) == left
+    assert messages(desk.ask("get_log_events", HIGH, **read, startFromHead=True)) == ["old", *left]
+    desk.ask("delete_retention_policy", LOW, logGroupName="g")
+    desk.keep.clock.seconds += 10 * 86400
+    assert step.expire() == 0
+
+
+def test_settings_and_tags_of_a_group_below_are_not_changed(desk: Desk) -> None:
+    desk.ask("create_log_group", LOW, logGroupName="g", tags={"a": "1"}, deletionProtectionEnabled=True)
+    arn = "arn:aws-iso:logs:us-iso-east-1:123456789012:log-group:g"
+    for operation, request in (
+        ("put_retention_policy", {"logGroupName": "g", "retentionInDays": 7}),
+        ("tag_resource", {"resourceArn": arn, "tags": {"b": "2"}}),
+        ("untag_log_group", {"logGroupName": "g", "tags": ["a"]}),
+    ):
+        with pytest.raises(AccessDenied):
+            desk.ask(operation, HIGH, **request)
+    assert desk.ask("list_tags_for_resource", HIGH, resourceArn=f"{arn}:*") == {"tags": {"a": "1"}}
+    desk.ask("tag_resource", LOW, resourceArn=arn, tags={"b": "2"})
+    desk.ask("untag_resource", LOW, resourceArn=arn, tagKeys=["a"])
+    assert desk.ask("list_tags_log_group", LOW, logGroupName="g") == {"tags": {"b": "2"}}
+    with pytest.raises(ValidationFault, match="deletion protection"):
+        desk.ask("delete_log_group", LOW, logGroupName="g")
+    desk.ask("put_log_group_deletion_protection", LOW, logGroupIdentifier=arn, deletionProtectionEnabled=False)
+    desk.ask("delete_log_group", LOW, logGroupName="g")
+
+
+class Sink:
+    def __init__(self) -> None:
+        self.data: list[tuple[str, str, Any]] = []
+
+    def put(self, who: Any, namespace: str, data: Any) -> None:
+        self.data += [(who.label.canonical, namespace, each) for each in data]
+
+
+def test_metric_filters_make_metrics_at_the_label_of_the_events(tmp_path: Path) -> None:
+    keep, sink = Keep(tmp_path), Sink()
+    desk = Desk(keep)
+    desk.store = LogStore(keep.guard, keep.clock, keep.ids, sink)
+    desk.logs = Logs(desk.store, keep.clock)
+    desk.ask("create_log_group", LOW, logGroupName="g")
+    transformation = {"metricName": "Ms", "metricNamespace": "App", "metricValue": "$.ms", "dimensions": {"P": "$.p"}}
+    filtered = {"logGroupName": "g", "filterName": "slow", "filterPattern": "{ $.ms > 100 && $.p = * }"}
+    desk.ask("put_metric_filter", LOW, **filtered, metricTransformations=[transformation])
+    count = {"metricName": "Errors", "metricNamespace": "App", "metricValue": "1", "defaultValue": 0.0}
+    desk.ask(
+        "put_metric_filter", LOW, logGroupName="g", filterName="n", filterPattern="ERROR", metricTransformations=[count]
+    )
+    desk.write('{"ms": 250, "p": "/a"}', '{"ms": 5, "p": "/a"}', '{"ms": "x", "p": "/a"}', "ERROR", who=HIGH, at=1000)
+    made = [(label, namespace, each.name, each.value, dict(each.dimensions)) for label, namespace, each in sink.data]
+    high = HIGH.label.canonical
+    assert made == [(high, "App", "Errors", 1.0, {}), (high, "App", "Ms", 250.0, {"P": "/a"})]
+    desk.write("fine", who=LOW, at=2000)
+    assert [(each[0], each[2].name, each[2].value) for each in sink.data[2:]] == [(LOW.label.canonical, "Errors", 0.0)]
+    described = desk.ask("describe_metric_filters", LOW, metricName="Ms", metricNamespace="App")["metricFilters"]
+    assert [each["filterName"] for each in described] == ["slow"]
+    tested = desk.ask(
+        "test_metric_filter", filterPattern="[ip, ms > 10]", logEventMessages=["a 5", "b 50", "one two three"]
+    )
+    assert tested["matches"] == [
+        {"eventNumber": 2, "eventMessage": "b 50", "extractedValues": {"$ip": "b", "$ms": "50"}}
+    ]
+    desk.ask("delete_log_group", LOW, logGroupName="g")
+    assert desk.ask("describe_metric_filters", LOW)["metricFilters"] == []
+    keep.close()

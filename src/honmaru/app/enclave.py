@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from honmaru.app import run_files
+from honmaru.app.background import Background, Step
 from honmaru.app.operator import OperatorServer
 from honmaru.app.quantum import Quantum, quantum_environment
 from honmaru.app.runtime import SystemClock, SystemIds
@@ -44,6 +45,7 @@ from honmaru.services.bedrock_runtime import BedrockRuntime
 from honmaru.services.cloudtrail.provider import CloudTrail
 from honmaru.services.iam import Iam
 from honmaru.services.logs import Logs, LogStore
+from honmaru.services.logs import retention as log_retention
 from honmaru.services.s3.access import S3Buckets
 from honmaru.services.s3.bucket import BucketCommits
 from honmaru.services.s3.provider import S3
@@ -131,11 +133,17 @@ class Enclave:
             Iam(self.identity),
             S3(self.ids, commits),
             SageMaker(self.identity, buckets, self.environments, wake, capacity, self.ids),
-            Logs(logs),
+            Logs(logs, self.clock),
             CloudTrail(self.ledger),
             Bedrock(self.identity, wake, self.model_servers, self.ids),
             BedrockRuntime(self.model_servers, self.clock),
             self.quantum.provider(wake),
+        )
+        place = {"partition": self.partition.name, "region": self.region}
+        expiry = log_retention.Retention(self.guard, logs, self.clock, **place)
+        self.background = Background(
+            (Step("expiry of logs", log_retention.EVERY_S, expiry.expire),),
+            self.clock,
         )
         self.limits = Limits()
         self.gateway = Gateway(
@@ -183,6 +191,7 @@ class Enclave:
         self.identity.bootstrap()
         self.quantum.tasks.start()
         self.supervisor.start()
+        self.background.start()
         operator = OperatorServer(self, self.settings.data / "run" / "operator.sock")
 
         def ready(port: int) -> None:
@@ -205,6 +214,7 @@ class Enclave:
             run_files.withdraw(self.settings.data)
             operator.close()
             self.gateway.close()
+            self.background.stop()
             self.supervisor.stop()
             self.quantum.tasks.stop()
             self.model_servers.close()

@@ -1,225 +1,184 @@
 """Amazon CloudWatch Logs: the operations.
 
-Invariants:
-- A group or stream above the session is answered exactly like one that does not exist.
-- PutLogEvents takes what AWS takes: events in order of time, at most 24 hours apart, 10,000 events, 1 MiB.
+Invariant: each operation states the log group or stream that it acts on, as AWS names it to IAM: a group's ARN ends in
+`:log-stream:` there, which is why policies for groups end in `:*`.
 """
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from honmaru.core.errors import Conflict, NotFound, ValidationFault
-from honmaru.ports.logs import LogEvent
+from honmaru.ports.runtime import Clock
 from honmaru.security.calls import Call, Provider, Target
 from honmaru.security.guard import Record
-from honmaru.services.logs import queries, reading
-from honmaru.services.logs.store import GROUP, LogStore, name_of
+from honmaru.services.logs import groups, metric_filters, putting, queries, query_definitions, reading, streams
+from honmaru.services.logs.finding import Request, find_group, find_stream, invalid
+from honmaru.services.logs.live_tail import LiveTails
+from honmaru.services.logs.store import LogStore
 
-Request = Mapping[str, Any]
-
-_GROUP = "arn:{partition}:logs:{region}:{account}:log-group:{logGroupName}"
-_STREAM = f"{_GROUP}:log-stream:{{logStreamName}}"
+_NAMED = "arn:{partition}:logs:{region}:{account}:log-group:{logGroupName}"
+_GROUP = f"{_NAMED}:log-stream:"
+_STREAM = f"{_NAMED}:log-stream:{{logStreamName}}"
 _ANY = "arn:{partition}:logs:{region}:{account}:log-group:*"
-_DAY_MS = 86_400_000
-_PUT_BYTES = 1 << 20
 
 
 class Logs(Provider):
     """Args:
     store: Shared with the jobs, which write to it as `ports.logs.LogSink`.
+    clock: How long Live Tail sessions last.
     """
 
     service: ClassVar[str] = "logs"
 
     targets: ClassVar[Mapping[str, Target]] = {
-        "CreateLogGroup": Target("logs:CreateLogGroup", _GROUP),
-        "DeleteLogGroup": Target("logs:DeleteLogGroup", _GROUP),
-        "CreateLogStream": Target("logs:CreateLogStream", _GROUP),
-        "DeleteLogStream": Target("logs:DeleteLogStream", _STREAM),
-        "PutLogEvents": Target("logs:PutLogEvents", _STREAM),
-        "DescribeLogGroups": Target("logs:DescribeLogGroups", _ANY),
-        "DescribeLogStreams": Target("logs:DescribeLogStreams", _ANY),
-        "GetLogEvents": Target("logs:GetLogEvents", _ANY),
-        "FilterLogEvents": Target("logs:FilterLogEvents", _ANY),
-        "StartQuery": Target("logs:StartQuery", _ANY),
+        **{
+            name: Target(f"logs:{name}", _GROUP)
+            for name in (
+                *("CreateLogGroup", "DeleteLogGroup", "CreateLogStream", "DescribeLogStreams", "FilterLogEvents"),
+                *("PutRetentionPolicy", "DeleteRetentionPolicy", "PutMetricFilter", "DeleteMetricFilter"),
+                *("DescribeMetricFilters", "StartQuery"),
+                "GetLogGroupFields",
+            )
+        },
+        **{name: Target(f"logs:{name}", _NAMED) for name in ("TagLogGroup", "UntagLogGroup", "ListTagsLogGroup")},
+        **{name: Target(f"logs:{name}", _STREAM) for name in ("DeleteLogStream", "PutLogEvents", "GetLogEvents")},
+        **{
+            name: Target(f"logs:{name}", "{resourceArn}")
+            for name in ("TagResource", "UntagResource", "ListTagsForResource")
+        },
+        "DescribeLogGroups": Target("logs:DescribeLogGroups", f"{_ANY}:log-stream:"),
+        "ListLogGroups": Target("logs:ListLogGroups", f"{_ANY}:log-stream:"),
+        "StartLiveTail": Target("logs:StartLiveTail", f"{_ANY}:log-stream:"),
+        "PutLogGroupDeletionProtection": Target("logs:PutLogGroupDeletionProtection", f"{_ANY}:log-stream:"),
     }
 
-    def __init__(self, store: LogStore) -> None:
+    def __init__(self, store: LogStore, clock: Clock) -> None:
         self._store = store
+        self._tails = LiveTails(store, clock)
+
+    # Groups
 
     def create_log_group(self, call: Call, request: Request) -> dict[str, Any]:
-        if request.get("kmsKeyId"):
-            raise _invalid("kmsKeyId is not supported: everything is encrypted under the key of its label")
-        try:
-            self._store.create_group(call.records, request["logGroupName"], dict(request.get("tags") or {}))
-        except Conflict:
-            raise _exists("The specified log group already exists") from None
-        return {}
+        return groups.create(call, self._store, request)
 
     def delete_log_group(self, call: Call, request: Request) -> dict[str, Any]:
-        self._store.delete_group(call.records, self._group(call, request))
-        return {}
-
-    def create_log_stream(self, call: Call, request: Request) -> dict[str, Any]:
-        group, stream = self._group(call, request), request["logStreamName"]
-        try:
-            if group.label != call.session.label:
-                self._store.own_group(call.records, group.name)
-            self._store.create_stream(call.records, group.name, stream)
-        except Conflict:
-            raise _exists("The specified log stream already exists") from None
-        return {}
-
-    def delete_log_stream(self, call: Call, request: Request) -> dict[str, Any]:
-        self._store.delete_stream(call.records, self._stream(call, request))
-        return {}
-
-    def put_log_events(self, call: Call, request: Request) -> dict[str, Any]:
-        stream = self._stream(call, request)
-        events = [LogEvent(event["timestamp"], event["message"]) for event in request["logEvents"]]
-        times = [event.timestamp_ms for event in events]
-        if times != sorted(times):
-            raise _invalid("Log events in a single PutLogEvents request must be in chronological order.")
-        if times and times[-1] - times[0] > _DAY_MS:
-            raise _invalid("The batch of log events in a single PutLogEvents request cannot span more than 24 hours.")
-        if sum(len(event.message.encode()) + 26 for event in events) > _PUT_BYTES:
-            raise _invalid("Upload too large: at most 1048576 bytes a call")
-        group, name = stream.name.split(":", 1)
-        self._store.append(call.session, group, name, events)
-        call.details["events"] = len(events)
-        return {"nextSequenceToken": str(int(stream.body["events"]) + len(events))}
+        return groups.delete(call, self._store, request)
 
     def describe_log_groups(self, call: Call, request: Request) -> dict[str, Any]:
-        prefix, pattern = request.get("logGroupNamePrefix") or "", request.get("logGroupNamePattern") or ""
-        if prefix and pattern:
-            raise _invalid("LogGroup name prefix and LogGroup name pattern are mutually exclusive parameters.")
-        after = _decoded(request.get("nextToken"))
-        limit = int(request.get("limit") or 50)
-        found: list[Record] = []
-        for record in call.records.iterate(GROUP, prefix=prefix, after=after):
-            if pattern.lower() in record.name.lower():
-                found.append(record)
-            if len(found) > limit:
-                break
-        shown = found[:limit]
-        return {
-            "logGroups": [self._described_group(call, record) for record in shown],
-            "nextToken": _encoded(shown[-1].name) if len(found) > limit else None,
-        }
+        return groups.describe(call, self._store, request)
+
+    def list_log_groups(self, call: Call, request: Request) -> dict[str, Any]:
+        return groups.names(call, request)
+
+    def put_retention_policy(self, call: Call, request: Request) -> dict[str, Any]:
+        return groups.put_retention(call, self._store, request)
+
+    def delete_retention_policy(self, call: Call, request: Request) -> dict[str, Any]:
+        return groups.delete_retention(call, self._store, request)
+
+    def put_log_group_deletion_protection(self, call: Call, request: Request) -> dict[str, Any]:
+        return groups.protect(call, self._store, request)
+
+    # Tags, of the newer and the older operations
+
+    def tag_resource(self, call: Call, request: Request) -> dict[str, Any]:
+        return groups.tag(call, groups.tagged_group(call, self._store, request), request["tags"])
+
+    def untag_resource(self, call: Call, request: Request) -> dict[str, Any]:
+        return groups.untag(call, groups.tagged_group(call, self._store, request), request["tagKeys"])
+
+    def list_tags_for_resource(self, call: Call, request: Request) -> dict[str, Any]:
+        return {"tags": dict(groups.tagged_group(call, self._store, request).body["tags"])}
+
+    def tag_log_group(self, call: Call, request: Request) -> dict[str, Any]:
+        return groups.tag(call, find_group(call, self._store, request), request["tags"])
+
+    def untag_log_group(self, call: Call, request: Request) -> dict[str, Any]:
+        return groups.untag(call, find_group(call, self._store, request), request["tags"])
+
+    def list_tags_log_group(self, call: Call, request: Request) -> dict[str, Any]:
+        return {"tags": dict(find_group(call, self._store, request).body["tags"])}
+
+    # Streams and events
+
+    def create_log_stream(self, call: Call, request: Request) -> dict[str, Any]:
+        return streams.create(call, self._store, request)
+
+    def delete_log_stream(self, call: Call, request: Request) -> dict[str, Any]:
+        return streams.delete(call, self._store, request)
 
     def describe_log_streams(self, call: Call, request: Request) -> dict[str, Any]:
-        group = self._group(call, request)
-        prefix, limit = request.get("logStreamNamePrefix") or "", int(request.get("limit") or 50)
-        by_time = request.get("orderBy") == "LastEventTime"
-        if by_time and prefix:
-            raise _invalid("Cannot order by LastEventTime with a logStreamNamePrefix.")
+        return streams.describe(call, self._store, request)
 
-        def key(stream: Record) -> str:
-            return f"{stream.body['last_ms'] or 0:020d} {name_of(stream)}" if by_time else name_of(stream)
-
-        descending = bool(request.get("descending"))
-        ordered = sorted(self._store.streams(call.records, group.name, prefix), key=key, reverse=descending)
-        after = _decoded(request.get("nextToken"))
-        if after:
-            ordered = [stream for stream in ordered if (key(stream) < after if descending else key(stream) > after)]
-        shown = ordered[:limit]
-        return {
-            "logStreams": [self._described_stream(call, group, stream) for stream in shown],
-            "nextToken": _encoded(key(shown[-1])) if len(ordered) > limit else None,
-        }
+    def put_log_events(self, call: Call, request: Request) -> dict[str, Any]:
+        return putting.put(call, self._store, request)
 
     def get_log_events(self, call: Call, request: Request) -> dict[str, Any]:
-        return reading.get(self._store, call.records, self._stream(call, request), request)
+        return reading.get(self._store, call.records, find_stream(call, self._store, request), request)
 
     def filter_log_events(self, call: Call, request: Request) -> dict[str, Any]:
-        group = self._group(call, request)
+        group = find_group(call, self._store, request)
         names = request.get("logStreamNames")
         if names and request.get("logStreamNamePrefix"):
-            raise _invalid("logStreamNames and logStreamNamePrefix are mutually exclusive parameters.")
+            raise invalid("logStreamNames and logStreamNamePrefix are mutually exclusive parameters.")
         if names:
-            streams = [self._stream(call, {**request, "logStreamName": name}) for name in names]
+            found = [
+                find_stream(call, self._store, {**request, "logStreamName": name}) for name in dict.fromkeys(names)
+            ]
         else:
-            streams = list(self._store.streams(call.records, group.name, request.get("logStreamNamePrefix") or ""))
-        return reading.filtered(self._store, call.records, streams, request)
+            found = list(self._store.streams(call.records, group.name, request.get("logStreamNamePrefix") or ""))
+        return reading.filtered(self._store, call.records, found, request)
+
+    async def start_live_tail(self, call: Call, request: Request) -> dict[str, Any]:
+        return await self._tails.start(call, request)
+
+    # Metric filters
+
+    def put_metric_filter(self, call: Call, request: Request) -> dict[str, Any]:
+        return metric_filters.put(call, self._store, request)
+
+    def delete_metric_filter(self, call: Call, request: Request) -> dict[str, Any]:
+        return metric_filters.delete(call, self._store, request)
+
+    def describe_metric_filters(self, call: Call, request: Request) -> dict[str, Any]:
+        return metric_filters.describe(call, self._store, request)
+
+    def test_metric_filter(self, call: Call, request: Request) -> dict[str, Any]:
+        call.details["messages"] = len(request["logEventMessages"])
+        return metric_filters.test(request)
+
+    # Insights
 
     def start_query(self, call: Call, request: Request) -> dict[str, Any]:
         names = [*(request.get("logGroupNames") or ()), *(request.get("logGroupIdentifiers") or ())]
         if request.get("logGroupName"):
             names.append(request["logGroupName"])
-        if not names:
-            raise _invalid("name at least one log group")
-        return queries.start(call, request, [self._group(call, {"logGroupIdentifier": name}) for name in names])
+        return queries.start(call, request, [self._identified(call, name) for name in dict.fromkeys(names)])
 
     def get_query_results(self, call: Call, request: Request) -> dict[str, Any]:
-        return queries.results(call, request, self._store, lambda name: self._group(call, {"logGroupIdentifier": name}))
+        return queries.results(call, request, self._store)
 
-    def _group(self, call: Call, request: Request) -> Record:
-        name = request.get("logGroupName") or str(request.get("logGroupIdentifier") or "")
-        if name.startswith("arn:"):
-            name = name.removesuffix(":*").partition(":log-group:")[2]
-        if not name:
-            raise _invalid("Either logGroupName or logGroupIdentifier must be given.")
-        record = self._store.group(call.records, name)
-        if record is None:
-            raise NotFound("The specified log group does not exist.", code="ResourceNotFoundException")
-        call.resources.append((_arn(call, name), "AWS::Logs::LogGroup"))
-        return record
+    def stop_query(self, call: Call, request: Request) -> dict[str, Any]:
+        return queries.stop(call, request)
 
-    def _stream(self, call: Call, request: Request) -> Record:
-        group = self._group(call, request)
-        record = self._store.stream(call.records, group.name, request["logStreamName"])
-        if record is None:
-            raise NotFound("The specified log stream does not exist.", code="ResourceNotFoundException")
-        return record
+    def describe_queries(self, call: Call, request: Request) -> dict[str, Any]:
+        return queries.describe(call, request)
 
-    def _described_group(self, call: Call, record: Record) -> dict[str, Any]:
-        arn = _arn(call, record.name)
-        stored = sum(int(stream.body["bytes"]) for stream in self._store.streams(call.records, record.name))
-        return {
-            "logGroupName": record.name,
-            "creationTime": int(record.created.timestamp() * 1000),
-            "metricFilterCount": 0,
-            "arn": f"{arn}:*",
-            "logGroupArn": arn,
-            "storedBytes": stored,
-            "logGroupClass": "STANDARD",
-        }
+    def get_log_record(self, call: Call, request: Request) -> dict[str, Any]:
+        return queries.record_of(call, request, self._store)
 
-    def _described_stream(self, call: Call, group: Record, stream: Record) -> dict[str, Any]:
-        name, body = name_of(stream), stream.body
-        return {
-            "logStreamName": name,
-            "creationTime": int(stream.created.timestamp() * 1000),
-            "firstEventTimestamp": body["first_ms"],
-            "lastEventTimestamp": body["last_ms"],
-            "lastIngestionTime": body["ingested_ms"],
-            "uploadSequenceToken": str(body["events"]),
-            "arn": f"{_arn(call, group.name)}:log-stream:{name}",
-            "storedBytes": 0,
-        }
+    def get_log_group_fields(self, call: Call, request: Request) -> dict[str, Any]:
+        return queries.fields_of(call, request, self._store, find_group(call, self._store, request))
 
+    def put_query_definition(self, call: Call, request: Request) -> dict[str, Any]:
+        return query_definitions.put(call, request)
 
-def _arn(call: Call, group: str) -> str:
-    return call.arn("logs", f"log-group:{group}")
+    def describe_query_definitions(self, call: Call, request: Request) -> dict[str, Any]:
+        return query_definitions.describe(call, request)
 
+    def delete_query_definition(self, call: Call, request: Request) -> dict[str, Any]:
+        return query_definitions.delete(call, request)
 
-def _invalid(message: str) -> ValidationFault:
-    return ValidationFault(message, code="InvalidParameterException")
-
-
-def _exists(message: str) -> Conflict:
-    return Conflict(message, code="ResourceAlreadyExistsException")
-
-
-def _encoded(text: str) -> str:
-    return base64.urlsafe_b64encode(text.encode()).decode()
-
-
-def _decoded(token: str | None) -> str:
-    try:
-        return base64.urlsafe_b64decode((token or "").encode()).decode()
-    except ValueError:
-        raise _invalid("The specified nextToken is invalid.") from None
+    def _identified(self, call: Call, name: str) -> Record:
+        return find_group(call, self._store, {"logGroupIdentifier": name})

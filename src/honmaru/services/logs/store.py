@@ -5,6 +5,7 @@ A stream's events lie in chunks, one record each, numbered within the stream. A 
 Invariants:
 - An append is one transaction: the chunk, the stream's counters and the writer's position, or nothing.
 - Events keep the order in which they were appended; a chunk is never changed.
+- Expiry deletes whole chunks from a stream's beginning; the places of the events that are left stay as they are.
 - A session writes only into a group and a stream of its own label: where only a lower one is visible, it makes its
   own beside it, so a deletion below never takes away what was written above.
 """
@@ -18,15 +19,17 @@ from dataclasses import dataclass
 from honmaru.core.errors import Conflict
 from honmaru.core.sessions import Session
 from honmaru.ports.logs import LogEvent
+from honmaru.ports.metrics import MetricSink
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.guard import Guard, GuardedRecords, Record
 from honmaru.security.guard.records import Creation, Removal, Revision
 
 SERVICE = "logs"
-GROUP, STREAM, CHUNK = "log-group", "log-stream", "log-chunk"
+GROUP, STREAM, CHUNK, FILTER = "log-group", "log-stream", "log-chunk", "metric-filter"
 _CHUNK_EVENTS = 1000
 _CHUNK_BYTES = 512 << 10
-_EVENT_OVERHEAD = 26
+_EXPIRE_CHUNKS = 100
+EVENT_OVERHEAD = 26
 """Bytes that CloudWatch counts for an event besides its message."""
 
 
@@ -43,10 +46,12 @@ class StoredEvent:
 class LogStore:
     """A `ports.logs.LogSink`, and what the Logs API reads. Thread-safe."""
 
-    def __init__(self, guard: Guard, clock: Clock, ids: Ids) -> None:
+    def __init__(self, guard: Guard, clock: Clock, ids: Ids, metrics: MetricSink | None = None) -> None:
+        """`metrics` takes what metric filters make of events; without it filters make nothing."""
         self._guard = guard
         self._clock = clock
         self._ids = ids
+        self._metrics = metrics
 
     # Writing
 
@@ -59,9 +64,13 @@ class LogStore:
             try:
                 own = self.own_stream(records, group, stream)
                 self._append(records, own, events, position)
-                return
+                break
             except Conflict:  # another writer of the same stream won
                 continue
+        if self._metrics is not None and events:
+            from honmaru.services.logs import metric_filters
+
+            metric_filters.apply(self._metrics, records, session, group, events)
 
     def position(self, session: Session, group: str, stream: str) -> str:
         """See `ports.logs.LogSink`."""
@@ -81,7 +90,7 @@ class LogStore:
             body["first_ms"] = min([*times, *([body["first_ms"]] if body["first_ms"] is not None else [])])
             body["last_ms"] = max([*times, *([body["last_ms"]] if body["last_ms"] is not None else [])])
             body["ingested_ms"] = now
-            body["bytes"] += sum(len(event.message.encode()) + _EVENT_OVERHEAD for event in batch)
+            body["bytes"] += sum(len(event.message.encode("utf-8", "replace")) + EVENT_OVERHEAD for event in batch)
             body["chunks"] += 1
             body["events"] += len(batch)
         body["position"] = position or body["position"]
@@ -101,9 +110,11 @@ class LogStore:
             return found
         return self.create_group(records, group, {})
 
-    def create_group(self, records: GuardedRecords, group: str, tags: dict[str, str]) -> Record:
+    def create_group(
+        self, records: GuardedRecords, group: str, tags: dict[str, str], *, protected: bool = False
+    ) -> Record:
         """Raises Conflict when there is one at the session's label."""
-        return records.create(GROUP, group, {"tags": tags, "retention": None})
+        return records.create(GROUP, group, {"tags": tags, "retention": None, "protected": protected})
 
     def create_stream(self, records: GuardedRecords, group: str, stream: str) -> Record:
         """Raises Conflict when there is one at the session's label."""
@@ -129,7 +140,32 @@ class LogStore:
         for stream in self.streams(records, group.name):
             if stream.label == group.label:
                 removals += self._removals(records, stream)
+        removals += [Removal(each) for each in records.iterate(FILTER, prefix=f"{group.name}:") if _own(each, group)]
         records.apply(removals)
+
+    def expire(self, records: GuardedRecords, stream: Record, before_ms: int) -> int:
+        """Delete the chunks at a stream's beginning whose events are all older than a time; returns how many.
+
+        Raises Conflict when the stream was written to meanwhile; what was deleted by then stays deleted.
+        """
+        expired = 0
+        while True:
+            removals: list[Removal] = []
+            first, freed = int(stream.body.get("gone", 0)), 0
+            for chunk in self._chunks(records, stream, 0):
+                events = chunk.body["events"]
+                if len(removals) == _EXPIRE_CHUNKS or any(timestamp_ms >= before_ms for timestamp_ms, _ in events):
+                    break
+                removals.append(Removal(chunk))
+                freed += sum(len(message.encode("utf-8", "replace")) + EVENT_OVERHEAD for _, message in events)
+                first = int(chunk.name.rpartition(":")[2]) + 1
+            if not removals:
+                return expired
+            body = {**stream.body, "gone": first, "bytes": max(0, int(stream.body["bytes"]) - freed)}
+            if first == body["chunks"]:
+                body["first_ms"] = None
+            stream = records.apply([Revision(stream, body), *removals])[0]
+            expired += len(removals)
 
     def _removals(self, records: GuardedRecords, stream: Record) -> list[Removal]:
         return [Removal(stream), *(Removal(chunk) for chunk in self._chunks(records, stream, 0))]
@@ -156,7 +192,7 @@ class LogStore:
 
     def events_before(self, records: GuardedRecords, stream: Record, end: int) -> Iterator[StoredEvent]:
         """Events before place `end`, last first."""
-        for number in reversed(range(stream.body["chunks"])):
+        for number in reversed(range(int(stream.body.get("gone", 0)), int(stream.body["chunks"]))):
             chunk = records.get(CHUNK, chunk_name(stream.body["uid"], number))
             if chunk is None or chunk.body["first"] >= end:
                 continue
@@ -167,7 +203,7 @@ class LogStore:
 
     def _chunks(self, records: GuardedRecords, stream: Record, start: int) -> Iterator[Record]:
         """Chunks that may hold events from place `start` on. Chunks count events, so the search halves."""
-        low, high = 0, int(stream.body["chunks"])
+        low, high = int(stream.body.get("gone", 0)), int(stream.body["chunks"])
         while high - low > 1 and start > 0:
             middle = (low + high) // 2
             chunk = records.get(CHUNK, chunk_name(stream.body["uid"], middle))
@@ -201,6 +237,10 @@ def event_id(stream: Record, event: StoredEvent) -> str:
     return base64.b32encode(f"{stream.body['uid']}{event.place:012d}".encode()).decode().rstrip("=")
 
 
+def _own(record: Record, group: Record) -> bool:
+    return record.label == group.label
+
+
 def _stream_name(group: str, stream: str) -> str:
     return f"{group}:{stream}"  # neither may contain a colon
 
@@ -209,7 +249,7 @@ def _batches(events: Iterable[LogEvent]) -> Iterator[list[LogEvent]]:
     batch: list[LogEvent] = []
     size = 0
     for event in events:
-        length = len(event.message.encode("utf-8", "replace")) + _EVENT_OVERHEAD
+        length = len(event.message.encode("utf-8", "replace")) + EVENT_OVERHEAD
         if batch and (len(batch) == _CHUNK_EVENTS or size + length > _CHUNK_BYTES):
             yield batch
             batch, size = [], 0
