@@ -48,6 +48,7 @@ from honmaru.services.logs import Logs, LogStore
 from honmaru.services.logs import retention as log_retention
 from honmaru.services.s3.access import S3Buckets
 from honmaru.services.s3.bucket import BucketCommits
+from honmaru.services.s3.cors import CrossOrigin
 from honmaru.services.s3.provider import S3
 from honmaru.services.sagemaker import SageMaker
 from honmaru.services.sts import Sts
@@ -157,6 +158,7 @@ class Enclave:
             partition=self.partition.name,
             limits=self.limits,
             cache=data / "cache",
+            cross_origin=CrossOrigin(self.guard),
             pages=PageTokens(page_key(keys / "pages.key", keyring, self.account, self.ids.secret)),
         )
         self.tls: ServerTls | None = None

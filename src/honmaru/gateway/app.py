@@ -22,6 +22,8 @@ from honmaru.api.models import SERVICES, ServiceModels
 from honmaru.core.errors import LedgerUnavailable, NotImplementedYet, RequestFault
 from honmaru.gateway.anthropic import AnthropicWire
 from honmaru.gateway.aws.faults import code_and_status, message_of
+from honmaru.gateway.aws.post import PostWire
+from honmaru.gateway.aws.preflight import PreflightWire
 from honmaru.gateway.aws.wire import AwsWire
 from honmaru.gateway.exchange import Exchange, Receive, Scope, Send
 from honmaru.gateway.limits import Limits
@@ -29,6 +31,7 @@ from honmaru.gateway.openai import OpenAiWire
 from honmaru.gateway.pipeline import AuditLog, Authority, ClientGone, Pipeline, gone
 from honmaru.gateway.streams import Pieces
 from honmaru.gateway.wires import Handler, Wire
+from honmaru.ports.cors import CrossOriginRules
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.calls import Provider
 from honmaru.security.guard import Guard
@@ -47,6 +50,7 @@ class Gateway:
         identity: Authenticates and decides (security.identity.Identity).
         partition: Name of the partition, for the region that its global services are signed for.
         cache: Directory for stripped service models.
+        cross_origin: What buckets allow pages of other origins.
         pages: Seals the page tokens of every list.
     Raises:
         ConfigurationFault: A provider and the service model disagree; every disagreement is listed.
@@ -66,6 +70,7 @@ class Gateway:
         limits: Limits,
         cache: Path,
         pages: PageTokens,
+        cross_origin: CrossOriginRules,
     ) -> None:
         self.models = ServiceModels(cache, SERVICES)
         self.limits = limits
@@ -82,15 +87,20 @@ class Gateway:
             region=region,
             limits=limits,
         )
+        self._preflights = PreflightWire(pipeline, region=region, partition=partition, pages=pages, rules=cross_origin)
         self.wires: tuple[Wire, ...] = (
+            self._preflights,
             AnthropicWire(pipeline),
             OpenAiWire(pipeline),
+            PostWire(pipeline, region=region, partition=partition, pages=pages),
             AwsWire(pipeline, region=region, partition=partition, pages=pages),
         )
 
     def handlers(self, wire: Wire) -> tuple[Handler, ...]:
         """The life of a request that came over `wire`."""
         pipeline = self.pipeline
+        if wire is self._preflights:  # a browser asks whether it may ask: no operation, nothing is changed
+            return (wire.identify, pipeline.admit, wire.claim, self._preflights.decide, self.record, self.send)
         return (
             wire.identify,  # which service, protocol, operation?
             pipeline.admit,  # no audit, no answer
@@ -137,7 +147,7 @@ class Gateway:
     async def record(self, exchange: Exchange) -> None:
         """The entry of the request; of a stream: that it begins."""
         answer, operation = exchange.answer, exchange.operation
-        if answer is None or operation is None:
+        if answer is None:
             raise RuntimeError("record ran before serialise")
         upload = exchange.upload
         if upload is not None and answer.events is None:
@@ -147,6 +157,8 @@ class Gateway:
         details: Mapping[str, Any] = {}
         if answer.chunks is not None or answer.events is not None:
             translation = exchange.translation
+            if operation is None:
+                raise RuntimeError("a stream without an operation")
             framing = operation.plan.event_writer if translation is None else translation.framing
             pieces = exchange.pieces = Pieces(self.pipeline, framing, answer)
             body = await pieces.whole(answer.length)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from honmaru.api.models import Operation, ServiceModel
 from honmaru.api.plans import Answer
 from honmaru.core.sessions import Session
-from honmaru.gateway.uploads import Upload
+from honmaru.gateway.uploads import Pull, Upload
 from honmaru.security.calls import Call
 
 if TYPE_CHECKING:
+    from honmaru.gateway.aws.forms import FormHead
     from honmaru.gateway.aws.signatures import Claim
     from honmaru.gateway.dialects import Endpoint, Translation
     from honmaru.gateway.streams import Pieces
@@ -42,6 +43,7 @@ class Exchange:
         "endpoint",
         "error",
         "expected_hash",
+        "form",
         "headers",
         "host_path",
         "labels",
@@ -52,6 +54,7 @@ class Exchange:
         "owner",
         "pieces",
         "protocol",
+        "pull",
         "query",
         "raw_path",
         "raw_query",
@@ -99,6 +102,9 @@ class Exchange:
         self.claim: Claim | None = None
         self.signing_key = b""
         self.expected_hash: str | None = None
+        self.form: FormHead | None = None
+        """Of a browser's form: the fields before its file, and `pull` for the rest of the body."""
+        self.pull: Pull | None = None
         self.endpoint: Endpoint | None = None
         self.translation: Translation | None = None
         """Of a dialect: what was asked as an AWS operation, and how its result is answered."""

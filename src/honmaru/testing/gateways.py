@@ -71,6 +71,7 @@ class GatewayUnderTest:
         self, directory: Path, providers: Sequence[Provider] | None = None, *, limits: Limits | None = None
     ) -> None:
         from honmaru.security.crypto.keyring import Keyring
+        from honmaru.services.s3.cors import CrossOrigin
         from honmaru.stores.blobs_obstore import ObstoreBlobStore
         from honmaru.stores.records_sql import SqlRecordStore
 
@@ -107,6 +108,7 @@ class GatewayUnderTest:
             limits=self.limits,
             cache=directory / "cache",
             pages=PageTokens(self.ids.secret(64)),
+            cross_origin=CrossOrigin(self.guard),
         )
         self.low = self.identity.access_key("admin", Label.parse("UNCLASSIFIED"))
         self.high = self.identity.access_key("admin", Label.parse("SECRET"))

@@ -82,19 +82,19 @@ def read_claim(headers: Mapping[str, str], query: Mapping[str, list[str]]) -> Cl
     if "X-Amz-Algorithm" in query or "X-Amz-Signature" in query:
         return _query_claim(query)
     if "AWSAccessKeyId" in query and "Signature" in query:
-        raise SignatureFault("legacy", _LEGACY)
+        raise SignatureFault("legacy", LEGACY)
     return None
 
 
-_LEGACY = (
-    "The authorization mechanism you have provided is not supported: Signature Version 2 relies on SHA-1. "
-    "Please use AWS4-HMAC-SHA256 (boto3: Config(signature_version='s3v4'))."
+LEGACY = (
+    "The authorization mechanism you have provided is not supported. Please use AWS4-HMAC-SHA256. "
+    "(Signature Version 2 relies on SHA-1. boto3: Config(signature_version='s3v4').)"
 )
 
 
 def _header_claim(authorization: str, headers: Mapping[str, str]) -> Claim:
     if authorization.startswith("AWS "):
-        raise SignatureFault("legacy", _LEGACY)
+        raise SignatureFault("legacy", LEGACY)
     match = _AUTHORIZATION.fullmatch(authorization.strip())
     if match is None:
         raise SignatureFault(
@@ -145,6 +145,13 @@ def _claim(
     if list(names) != sorted(set(names)):
         raise SignatureFault(reason, "SignedHeaders must be distinct and in order")
     return Claim(scope[1], scope[2], scope[3], scope[4], at, timestamp, names, signature, token, expires_s)
+
+
+def form_claim(credential: str, timestamp: str, signature: str, token: str | None) -> Claim:
+    """The claim of a browser form, whose policy is what is signed and says itself how long. Raises SignatureFault."""
+    if not re.fullmatch(r"[0-9a-f]{64}", signature):
+        raise SignatureFault("query", "X-Amz-Signature must be 64 lower-case hexadecimal digits")
+    return _claim(credential, timestamp, "host", signature, token, MAX_PRESIGNED_S)
 
 
 def check_claim(claim: Claim, *, now: datetime, regions: frozenset[str], headers: Mapping[str, str]) -> None:

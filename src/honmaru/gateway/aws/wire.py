@@ -395,8 +395,7 @@ class AwsWire:
         answer = plan.write(result, exchange.request_id)
         if call.status is not None:
             answer.status = call.status
-        for name, value in call.response_headers.items():
-            answer.headers.append((name.lower().encode("latin-1"), value.encode("latin-1")))
+        answer.headers += _encoded(call.response_headers)
         exchange.answer = answer
 
     def identity(self, exchange: Exchange) -> list[tuple[bytes, bytes]]:
@@ -416,7 +415,13 @@ class AwsWire:
             resource=exchange.host_path.partition("?")[0],
             query_mode=exchange.headers.get("x-amzn-query-mode") == "true",
         )
+        if exchange.call is not None:  # validators of a 304, CORS: what the operation said before it refused
+            headers += _encoded(exchange.call.response_headers)
         return status, headers, body
+
+
+def _encoded(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def _likely_protocol(headers: Mapping[str, str]) -> str:

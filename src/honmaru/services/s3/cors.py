@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from honmaru.core.errors import ValidationFault
-from honmaru.core.sessions import Session
+from honmaru.core.labels import Label
 from honmaru.security.calls import Call
 from honmaru.security.guard import Guard, Record
 from honmaru.services.s3 import settings
@@ -109,14 +109,8 @@ class CrossOrigin:
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
 
-    def preflight(
-        self, session: Session, bucket: str, origin: str, method: str, asked: Sequence[str]
-    ) -> Mapping[str, str]:
-        """The headers that a bucket answers a preflight with; none when it allows nothing of it.
-
-        Label: reads at or below the session's label.
-        """
-        found = self._guard.sight(session.label, "s3").get("bucket", bucket)
+    def preflight(self, label: Label, bucket: str, origin: str, method: str, asked: Sequence[str]) -> Mapping[str, str]:
+        found = self._guard.sight(label, "s3").get("bucket", bucket)
         return {} if found is None else headers_for(rules_of(found), origin, method, asked, preflight=True)
 
 

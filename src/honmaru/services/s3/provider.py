@@ -44,8 +44,10 @@ def _versioned(current: str, version: str) -> list[Target]:
 
 
 def _noted(call: Call, request: Request) -> Call:
-    """The call, with the bucket or object that it is about put down for its ledger entry."""
+    """The call, with the bucket or object that it is about put down for its ledger entry, and what CORS adds."""
     if "Bucket" in request:
+        if "origin" in call.headers:
+            cors.answer(call, call.records.get("bucket", request["Bucket"]))
         key = request.get("Key")
         path = request["Bucket"] if key is None else f"{request['Bucket']}/{key}"
         kind = "AWS::S3::Bucket" if key is None else "AWS::S3::Object"
