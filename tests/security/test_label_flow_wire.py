@@ -36,6 +36,7 @@ from honmaru.services.iam import Iam
 from honmaru.services.logs import Logs, LogStore
 from honmaru.services.s3.access import S3Buckets
 from honmaru.services.s3.bucket import BucketCommits
+from honmaru.services.s3.cors import CrossOrigin
 from honmaru.services.s3.provider import S3
 from honmaru.services.sagemaker import SageMaker
 from honmaru.services.sts import Sts
@@ -95,6 +96,7 @@ class World:
             limits=Limits(),
             cache=cache,
             pages=PageTokens(keep.ids.secret(64)),
+            cross_origin=CrossOrigin(guard),
         )
         self.loop = asyncio.new_event_loop()
         self.received: list[tuple[Any, ...]] = []
