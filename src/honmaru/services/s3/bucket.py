@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
-from honmaru.core.errors import AccessDenied, Conflict, NotFound, ValidationFault
+from honmaru.core.errors import AccessDenied, Conflict, NotFound, NotImplementedYet, ValidationFault
 from honmaru.core.sessions import Session
 from honmaru.security.calls import Call
 from honmaru.security.guard import GuardedChange, GuardedRecords, Record, Removal
@@ -93,9 +93,10 @@ def adopt(records: GuardedRecords, request: Mapping[str, Any]) -> Record:
 def create(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
     refuse_unwritten(request, ("BucketNamespace",))
     if request.get("ObjectOwnership", "BucketOwnerEnforced") != "BucketOwnerEnforced":
-        raise ValidationFault(
-            "Bucket cannot have ACLs set with ObjectOwnership's BucketOwnerEnforced setting",
-            code="InvalidBucketAclWithObjectOwnership",
+        raise NotImplementedYet(
+            f"ObjectOwnership {request['ObjectOwnership']} would enable access control lists, which honmaru does not "
+            "implement; use BucketOwnerEnforced and bucket policies",
+            code="NotImplemented",
         )
     name = request["Bucket"]
     check_name(name)
@@ -109,6 +110,14 @@ def create(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
         )
     refuse_unwritten(configuration, ("Location", "Bucket"))
     records = call.records
+    seen = call.sight().get("bucket", name)
+    if seen is not None and seen.account != call.session.account:
+        raise Conflict(
+            "The requested bucket name is not available. The bucket namespace is shared by all users of the system. "
+            "Please select a different name and try again.",
+            code="BucketAlreadyExists",
+            members={"BucketName": name},
+        )
     if records.get("bucket", name) is None:
         tags = {tag["Key"]: tag["Value"] for tag in configuration.get("Tags") or ()}
         body = {"created": call.now.isoformat(), "region": call.session.region, "tags": tags}
@@ -233,10 +242,8 @@ _FIXED: Mapping[str, Mapping[str, Any]] = {
     "GetBucketLogging": {},
     "GetBucketAccelerateConfiguration": {},
     "GetBucketRequestPayment": {"Payer": "BucketOwner"},
-    "GetBucketPolicyStatus": {"PolicyStatus": {"IsPublic": False}},
 }
 _ABSENT: Mapping[str, tuple[str, str]] = {
-    "GetBucketPolicy": ("NoSuchBucketPolicy", "The bucket policy does not exist"),
     "GetBucketWebsite": (
         "NoSuchWebsiteConfiguration",
         "The specified bucket does not have a website configuration",

@@ -50,7 +50,7 @@ def delete(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def acl(call: Call) -> dict[str, Any]:
     """The list of a bucket or object whose lists are disabled: its owner, with full control."""
-    owner = {"ID": canonical_id(call.session)}
+    owner = {"ID": canonical_id(call.acting)}
     return {
         "Owner": owner,
         "Grants": [{"Grantee": {**owner, "Type": "CanonicalUser"}, "Permission": "FULL_CONTROL"}],

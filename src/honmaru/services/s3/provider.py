@@ -1,6 +1,6 @@
 """Amazon S3: the operations. Their meaning lives in the files beside this one, one per resource.
 
-Operations without a method here answer a modelled 501 (versioning, policies, replication, select, ...).
+Operations without a method here answer a modelled 501 (replication, select, websites, inventories, ...).
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 
 from honmaru.ports.events import Destinations
 from honmaru.ports.runtime import Ids
-from honmaru.security.calls import Call, Provider, Target
+from honmaru.security.calls import Call, Provider, Resource, Target
+from honmaru.security.guard import Sight
 from honmaru.services.s3 import (
     bucket,
+    bucket_policy,
     cors,
     encryption,
     lifecycle,
@@ -22,6 +24,7 @@ from honmaru.services.s3 import (
     object_lock,
     ownership,
     public_access,
+    settings,
     tagging,
     version_listing,
 )
@@ -112,6 +115,8 @@ class S3(Provider):
                 "PutPublicAccessBlock": "PutBucketPublicAccessBlock",
                 "DeletePublicAccessBlock": "PutBucketPublicAccessBlock",
                 "GetBucketPolicy": "GetBucketPolicy",
+                "PutBucketPolicy": "PutBucketPolicy",
+                "DeleteBucketPolicy": "DeleteBucketPolicy",
                 "GetBucketCors": "GetBucketCORS",
                 "PutBucketCors": "PutBucketCORS",
                 "DeleteBucketCors": "PutBucketCORS",
@@ -148,10 +153,33 @@ class S3(Provider):
     unauthorized: ClassVar[frozenset[str]] = frozenset({"DeleteObjects"})
     """DeleteObjects asks IAM for s3:DeleteObject on each key by itself, and answers key by key."""
 
+    arn_services: ClassVar[tuple[str, ...]] = ("s3",)
+    resource_kinds: ClassVar[frozenset[str]] = frozenset({"bucket"})
+
     def __init__(self, ids: Ids, commits: bucket.BucketCommits, destinations: Destinations | None = None) -> None:
         self._ids = ids
         self._destinations: Destinations = destinations or notification.NoDestinations()
         self._commits = commits
+        commits.events.on(notification.listener)
+
+    def resource_place(self, resource: str) -> str:
+        """A bucket bears the policy of everything in it."""
+        return resource.partition("/")[0]
+
+    def resource(self, sight: Sight, place: str) -> Resource | None:
+        record = sight.get("bucket", place)
+        if record is None:
+            return None
+        policy = settings.stored(record, "policy")
+        return Resource(
+            record.account,
+            record.label,
+            policy=policy,
+            tags=record.body["tags"],
+            confined=policy is not None
+            and public_access.blocks(record, "RestrictPublicBuckets")
+            and bucket_policy.is_public(policy),
+        )
 
     def context(self, operation: str, request: Request) -> Mapping[str, Any]:
         """Condition keys of the Service Authorization Reference for S3 that the written operations carry."""
@@ -162,6 +190,8 @@ class S3(Provider):
             "s3:x-amz-copy-source": "CopySource",
             "s3:x-amz-metadata-directive": "MetadataDirective",
             "s3:x-amz-server-side-encryption": "ServerSideEncryption",
+            "s3:x-amz-server-side-encryption-aws-kms-key-id": "SSEKMSKeyId",
+            "s3:x-amz-acl": "ACL",
             "s3:x-amz-storage-class": "StorageClass",
             "s3:if-none-match": "IfNoneMatch",
             "s3:if-match": "IfMatch",
@@ -284,10 +314,16 @@ class S3(Provider):
         return bucket.setting(_noted(call, request), request, "GetBucketRequestPayment")
 
     def get_bucket_policy_status(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(_noted(call, request), request, "GetBucketPolicyStatus")
+        return bucket_policy.status(_noted(call, request), request)
 
     def get_bucket_policy(self, call: Call, request: Request) -> Answer:
-        return bucket.setting(_noted(call, request), request, "GetBucketPolicy")
+        return bucket_policy.get(_noted(call, request), request)
+
+    def put_bucket_policy(self, call: Call, request: Request) -> Answer:
+        return bucket_policy.put(_noted(call, request), request)
+
+    def delete_bucket_policy(self, call: Call, request: Request) -> Answer:
+        return bucket_policy.delete(_noted(call, request), request)
 
     def get_bucket_website(self, call: Call, request: Request) -> Answer:
         return bucket.setting(_noted(call, request), request, "GetBucketWebsite")
