@@ -11,7 +11,16 @@ from typing import Any
 
 import pytest
 
-from honmaru.security.policy import Caller, Effect, MalformedPolicy, PolicyKind, PolicySet, compile_policy, decide
+from honmaru.security.policy import (
+    Caller,
+    Effect,
+    MalformedPolicy,
+    Naming,
+    PolicyKind,
+    PolicySet,
+    compile_policy,
+    decide,
+)
 
 LONG = os.environ.get("HONMARU_LONG") == "1"
 A, D, I = Effect.ALLOWED, Effect.EXPLICIT_DENY, Effect.IMPLICIT_DENY  # noqa: E741
@@ -155,8 +164,13 @@ def test_trust_policies() -> None:
     assert says(trust({"Service": "sagemaker.amazonaws.com"}), sagemaker)
     assert not says(trust({"AWS": "*"}), sagemaker)
     assert not says(trust({"Service": "sagemaker.amazonaws.com"}), ann)
-    assert trust({"AWS": ann.arn}).allows_exactly("sts:AssumeRole", {}, ann)
-    assert not trust({"AWS": "*"}).allows_exactly("sts:AssumeRole", {}, ann)
+
+    def naming(principal: Any) -> Naming:
+        return trust(principal).evaluate("sts:AssumeRole", "*", {}, ann).naming
+
+    assert naming({"AWS": ann.arn}) is Naming.SESSION
+    assert naming({"AWS": "*"}) is Naming.EVERYBODY
+    assert naming({"AWS": ["111122223333"]}) is Naming.ACCOUNT
 
 
 S = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}

@@ -63,7 +63,9 @@ class Refused(RequestFault):
 
 
 class AccessDenied(Refused):
-    """Policy does not allow the action."""
+    """Policy does not allow the action. `explanation` says why, to who may decode it (DecodeAuthorizationMessage)."""
+
+    explanation = ""
 
 
 class AuthenticationFailed(Refused):

@@ -17,8 +17,9 @@ from honmaru.core.labels import Label
 class Session:
     """An authenticated subject at a fixed label.
 
-    `kind` is one of "root", "user", "assumed-role", "service". `issuer_arn` is the IAM role behind an assumed-role
-    session, whose policies apply; else it equals `principal_arn`. `source_ip` is None for the platform's own work.
+    `kind` is one of "user", "federated-user", "assumed-role", "service". `issuer_arn` is the IAM role or user behind
+    an assumed-role or federated session, whose policies apply; else it equals `principal_arn`. `source_ip` is None for
+    the platform's own work.
     """
 
     account: str
@@ -42,8 +43,17 @@ class Session:
     """What the caller stated as SourceIdentity. Never used in place of `human`."""
     transitive_tags: frozenset[str] = frozenset()
     """Session tags that pass on to roles assumed from this session."""
-    chain: tuple[tuple[str, str, str], ...] = ()
-    """(kind, name, unique id) of the access key and principals behind the session; each must remain, and be cleared."""
+    chain: tuple[tuple[str, ...], ...] = ()
+    """(kind, name, unique id, account) of the access key and principals behind the session; each must remain, and be
+    cleared."""
+    issued_s: float = 0.0
+    """When the session's credentials were issued (epoch seconds); 0 for a long-term key."""
+    mfa_s: float = 0.0
+    """When a one-time password was verified for the session (epoch seconds); 0 when none was."""
+    federated_provider: str = ""
+    """ARN of the identity provider whose token or assertion opened the session."""
+    networks: str = ""
+    """Where its requests may come from: lists of networks parted by ";", each of which must hold; "" anywhere."""
 
 
 def platform_session(account: str, partition: str, region: str, service: str, label: Label) -> Session:

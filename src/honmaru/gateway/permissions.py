@@ -4,7 +4,8 @@ Invariants:
 - An operation without a target asks `<service>:<Operation>` on "*": never nothing, unless its provider lists it in
   `unauthorized`.
 - A member fills its place in an ARN as it is. Only a template that is exactly one member lets an ARN from the
-  request be the whole resource; such an ARN must be of this partition, region and account.
+  request be the whole resource; such an ARN must be of this partition and region. One of another account is a question
+  to that account's resource policy, which the identity decides.
 - A template that names a member which the operation does not have stops the start.
 """
 
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from honmaru.api.models import Operation
-from honmaru.core.errors import AccessDenied, ValidationFault
+from honmaru.core.errors import ValidationFault
 from honmaru.core.sessions import Session
 from honmaru.security.calls import Provider, Target
 
@@ -99,16 +100,14 @@ def _whole(member: str) -> Callable[[Session, Mapping[str, Any]], str]:
 
 
 def check_arn(arn: str, session: Session) -> None:
-    """Raises ValidationFault for an ARN of another partition or region, AccessDenied for another account's."""
+    """Raises ValidationFault for an ARN of another partition or region."""
     parts = arn.split(":", 5)
     if len(parts) != 6:
         raise ValidationFault(
             f"Invalid ARN: '{arn}' does not have the form arn:partition:service:region:account:resource"
         )
-    _, partition, _, region, account, _ = parts
+    _, partition, _, region, _, _ = parts
     if partition != session.partition:
         raise ValidationFault(f"Invalid ARN: '{arn}' is of partition '{partition}'; this is '{session.partition}'")
     if region not in ("", session.region):
         raise ValidationFault(f"Invalid ARN: '{arn}' is of region '{region}'; this is '{session.region}'")
-    if account not in ("", "aws", session.account):
-        raise AccessDenied(f"User: {session.principal_arn} is not authorized to access resources of account {account}")

@@ -14,9 +14,10 @@ from dataclasses import replace
 
 from honmaru.api import query_codec
 from honmaru.api.misreads import Misread
-from honmaru.core.errors import ValidationFault
+from honmaru.core.errors import AuthenticationFailed, ValidationFault
 from honmaru.core.sessions import Session
 from honmaru.gateway.exchange import Exchange
+from honmaru.security.identity.entities import within
 
 _SINGLE = frozenset({"host", "authorization", "content-type", "content-length", "content-encoding", "x-api-key"})
 
@@ -83,7 +84,12 @@ async def _whole(exchange: Exchange, limit: int, body_s: float) -> bytes:
 
 
 def presented(exchange: Exchange, session: Session) -> Session:
-    """The session with what policies may ask of this request: address, client, TLS."""
+    """The session with what policies may ask of this request: address, client, TLS.
+
+    Raises AuthenticationFailed, in the words for an unknown key, when the session is bound to other networks.
+    """
+    if session.networks and not within(exchange.client, session.networks):
+        raise AuthenticationFailed("The security token included in the request is invalid.")
     return replace(
         session,
         source_ip=exchange.client,

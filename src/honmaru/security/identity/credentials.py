@@ -1,4 +1,4 @@
-"""What sign-in and STS deal in: credentials, a request to assume a role, and AWS's words for a refusal.
+"""What sign-in and STS deal in: credentials, and requests for a session.
 
 Invariant: secrets and tokens never appear in a repr.
 """
@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from honmaru.core.sessions import Session
-from honmaru.security.policy import Decision, Effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +23,19 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class TemporaryCredential:
-    """What STS hands out."""
+    """What STS hands out. `packed` is the share of the room for policies and tags that is used, in percent."""
 
     access_key_id: str
     secret_access_key: str = field(repr=False)
     session_token: str = field(repr=False)
     expires: datetime
     session: Session
+    packed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class AssumeRole:
-    """A request to assume a role. `duration_s` None means AWS's default of an hour."""
+    """A request for a session. `duration_s` None means AWS's default for the operation."""
 
     role_arn: str
     session_name: str
@@ -46,20 +46,15 @@ class AssumeRole:
     policy_arns: Sequence[str] = ()
     external_id: str | None = None
     source_identity: str | None = None
+    serial_number: str | None = None
+    token_code: str | None = field(default=None, repr=False)
 
 
-def refusal(session: Session, action: str, resource_arn: str, decision: Decision) -> str:
-    """AWS's words for a refused request."""
-    head = f"User: {session.principal_arn} is not authorized to perform: {action} on resource: {resource_arn}"
-    kinds = {
-        "identity": "identity-based policy",
-        "boundary": "permissions boundary",
-        "session": "session policy",
-    }
-    if decision.reason not in kinds:
-        return f"{head} because the resource is in another partition"
-    kind = kinds[decision.reason]
-    if decision.effect is Effect.EXPLICIT_DENY:
-        article = "an" if kind.startswith("i") else "a"
-        return f"{head} with an explicit deny in {article} {kind}"
-    return f"{head} because no {kind} allows the {action} action"
+@dataclass(frozen=True, slots=True)
+class WebIdentity:
+    """What a verified identity token says: who is issuer, audience and subject."""
+
+    provider_arn: str
+    issuer: str
+    audience: str
+    subject: str

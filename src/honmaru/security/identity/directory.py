@@ -25,7 +25,7 @@ _LIMIT = 65536
 Value = TypeVar("Value")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Principal:
     """A user or role at the label of its record, with its compiled policies. `clearance` None: the ceiling only."""
 
@@ -40,6 +40,37 @@ class Principal:
     boundary: PolicySet | None
     trust: PolicySet | None
     max_session_s: int
+    path: str
+    networks: str
+    """Where its sessions may come from; "" anywhere."""
+
+    @property
+    def service_linked(self) -> bool:
+        return self.path.startswith(entities.SERVICE_LINKED_PATH)
+
+
+class Directories:
+    """The directories of all accounts, made when they are first asked for. A change in one leaves the others alone."""
+
+    def __init__(self, guard: Guard, *, partition: str) -> None:
+        self._guard = guard
+        self._partition = partition
+        self._of: dict[str, Directory] = {}
+        guard.on_change(entities.SERVICE, self._forget)
+
+    def of(self, account: str) -> Directory:
+        """The directory of an account. It is empty for one that does not exist."""
+        found = self._of.get(account)
+        if found is None:
+            if len(self._of) >= _LIMIT:
+                self._of = {}
+            found = self._of.setdefault(account, Directory(self._guard, partition=self._partition, account=account))
+        return found
+
+    def _forget(self, account: str, kinds: frozenset[str]) -> None:
+        directory = self._of.get(account)
+        if directory is not None and not kinds <= entities.WITHOUT_BEARING:
+            directory.forget()
 
 
 class Directory:
@@ -47,12 +78,12 @@ class Directory:
 
     def __init__(self, guard: Guard, *, partition: str, account: str) -> None:
         self.trusted = guard.trusted(entities.SERVICE, entities.KINDS)
+        self.account = account
         self._partition = partition
-        self._account = account
         self._cache: dict[object, Any] = {}
-        guard.on_change(entities.SERVICE, self._forget)
 
-    def _forget(self, _account: str, _kinds: frozenset[str]) -> None:
+    def forget(self) -> None:
+        """Ask the records again from now on."""
         self._cache = {}
 
     def cached(self, key: object, make: Callable[[], Value]) -> Value:
@@ -72,7 +103,7 @@ class Directory:
 
     def records(self, kind: str, name: str) -> list[Record]:
         """Every instance of a name, at every label."""
-        return self.cached(("records", kind, name), lambda: self.trusted.get(kind, name, account=self._account))
+        return self.cached(("records", kind, name), lambda: self.trusted.get(kind, name, account=self.account))
 
     def visible(self, kind: str, name: str, at: Label) -> Record | None:
         """The instance of a name that a session at `at` sees: its own, else a maximal one below it."""
@@ -100,7 +131,7 @@ class Directory:
             kind=kind,
             name=name,
             id=body["id"],
-            arn=entities.arn(self._partition, self._account, kind, body["path"], name),
+            arn=entities.arn(self._partition, self.account, kind, body["path"], name),
             label=record.label,
             tags=dict(body["tags"]),
             clearance=_clearance(kind, body["tags"].get(entities.CLEARANCE_TAG)),
@@ -108,6 +139,8 @@ class Directory:
             boundary=self._attached([boundary], record.label) if boundary else None,
             trust=compile_policy(body["trust"], name, PolicyKind.TRUST) if kind == entities.ROLE else None,
             max_session_s=body.get("max_session_s", 0),
+            path=body["path"],
+            networks=body["tags"].get(entities.NETWORK_TAG, ""),
         )
 
     def _policies(self, body: Any, label: Label) -> PolicySet:
@@ -137,7 +170,7 @@ class Directory:
         text = managed_document(policy_arn, self._partition)
         if text is not None:
             return text
-        prefix = f"arn:{self._partition}:iam::{self._account}:policy/"
+        prefix = f"arn:{self._partition}:iam::{self.account}:policy/"
         if not policy_arn.startswith(prefix):
             return None
         name = policy_arn.rpartition("/")[2]

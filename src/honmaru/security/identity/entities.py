@@ -1,12 +1,14 @@
 """IAM's records: their kinds, their bodies, and the rules that every writer of them keeps.
 
-Records of service "iam": user, group, role, policy, access-key, bearer-key; membership lies in the user. Who makes one
-over the API makes it at the session's label, as with everything else; the local operator's lie at BOTTOM.
+Records of service "iam": user, group, role, policy, access-key, bearer-key, instance-profile, login-profile,
+mfa-device, oidc-provider, saml-provider, account (its alias, password policy); membership lies in the user. Who makes
+one over the API makes it at the session's label, as with everything else; the local operator's lie at BOTTOM.
 
 Invariants:
 - A key's bound label dominates the label of its record and of its user's record, so a low session never depends on a
   high record.
-- Names are those that IAM allows; a clearance tag holds a clearance that parses.
+- Names are those that IAM allows; a clearance tag holds a clearance that parses, a network tag networks that do.
+- An access key's id tells its account to who can read it, and nothing else: the rest is drawn at random.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 from honmaru.core.clearances import Clearance
@@ -24,12 +28,21 @@ from honmaru.ports.runtime import Ids
 SERVICE = "iam"
 USER, GROUP, ROLE, POLICY = "user", "group", "role", "policy"
 ACCESS_KEY, BEARER_KEY = "access-key", "bearer-key"
-KINDS = frozenset((USER, GROUP, ROLE, POLICY, ACCESS_KEY, BEARER_KEY))
+INSTANCE_PROFILE, LOGIN_PROFILE, MFA_DEVICE = "instance-profile", "login-profile", "mfa-device"
+OIDC_PROVIDER, SAML_PROVIDER, ACCOUNT, USED = "oidc-provider", "saml-provider", "account", "used"
+KINDS = frozenset((USER, GROUP, ROLE, POLICY, ACCESS_KEY, BEARER_KEY, MFA_DEVICE, OIDC_PROVIDER, SAML_PROVIDER, USED))
+"""What the authenticator reads across labels."""
+WITHOUT_BEARING = frozenset((INSTANCE_PROFILE, LOGIN_PROFILE, ACCOUNT, USED))
+"""Kinds on which no decision depends."""
+SERVICE_LINKED_PATH = "/aws-service-role/"
 CLEARANCE_TAG = "honmaru:clearance"
 LABEL_TAG = "honmaru:label"
+NETWORK_TAG = "honmaru:network"
+"""Of a user, role or session: networks that its requests may come from, `10.0.0.0/8 192.168.7.0/24`."""
 ACTIVE, INACTIVE = "Active", "Inactive"
 TAG_LIMIT = 50
 
+_DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _NAME = re.compile(r"[A-Za-z0-9_+=,.@-]{1,128}")
 _PATH = re.compile(r"/([!-~]{1,510}/)?")
 
@@ -57,6 +70,8 @@ def check_tags(tags: Mapping[str, str]) -> None:
     """Raises ValidationFault for too many tags, or a clearance that does not parse."""
     if len(tags) > TAG_LIMIT:
         raise ValidationFault(f"{len(tags)} tags were given; at most {TAG_LIMIT} are allowed", code="LimitExceeded")
+    if NETWORK_TAG in tags:
+        check_networks(tags[NETWORK_TAG])
     if CLEARANCE_TAG in tags:
         try:
             Clearance.parse(tags[CLEARANCE_TAG])
@@ -64,6 +79,47 @@ def check_tags(tags: Mapping[str, str]) -> None:
             raise ValidationFault(
                 f"The tag {CLEARANCE_TAG} is no clearance: {fault.message}", code="InvalidInput"
             ) from None
+
+
+def check_networks(text: str) -> None:
+    """Raises ValidationFault for what is no list of networks."""
+    try:
+        if [ip_network(each, strict=False) for each in text.split()]:
+            return
+    except ValueError:
+        pass
+    raise ValidationFault(
+        f"The tag {NETWORK_TAG} is {text[:128]!r}; expected networks parted by spaces, such as 10.0.0.0/8",
+        code="InvalidInput",
+    )
+
+
+@lru_cache(maxsize=65536)
+def within(address: str | None, networks: str) -> bool:
+    """Whether an address lies in one network of each list. What is no address, or no network, lies nowhere."""
+    try:
+        found = ip_address(address or "")
+        mapped = getattr(found, "ipv4_mapped", None) or found
+        return all(
+            any(mapped in ip_network(each, strict=False) for each in listed.split()) for listed in networks.split(";")
+        )
+    except ValueError:
+        return False
+
+
+def key_id(ids: Ids, prefix: str, account: str) -> str:
+    """A new access key id: prefix, account number in 8 characters, 8 random ones."""
+    number = int(account)
+    digits = "".join(_DIGITS[number >> shift & 31] for shift in range(35, -1, -5))
+    return prefix + digits + ids.token("", 8)
+
+
+def account_of_key(key: str) -> str:
+    """The account that a key id states; it may state one that does not exist."""
+    number = 0
+    for character in key[4:12]:
+        number = number << 5 | max(0, _DIGITS.find(character))
+    return f"{number:012d}"
 
 
 def arn(partition: str, account: str, kind: str, path: str, name: str) -> str:

@@ -8,7 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from honmaru.core.labels import Label
@@ -56,11 +56,11 @@ class Resources:
         for service in owner.arn_services:
             self._owners[service] = owner
 
-    def find(self, arn: str, label: Label) -> Resource | None:
-        """The resource that a session at `label` sees under an ARN; None when none, or when nobody owns such ARNs."""
-        parts = arn.split(":", 5)
-        if len(parts) != 6:
-            return None
+    def find(self, parts: Sequence[str], label: Label) -> Resource | None:
+        """The resource that a session at `label` sees under an ARN, given as its six components.
+
+        None when there is none, or when nobody owns such ARNs.
+        """
         owner = self._owners.get(parts[2])
         if owner is None:
             return None

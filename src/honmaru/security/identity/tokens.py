@@ -1,7 +1,7 @@
 """Session tokens: sealed and stateless; a token carries the whole session, and only this enclave can make or open one.
 
 Invariants:
-- A token that was changed, cut, made elsewhere or made for another account does not open, whatever the access key id.
+- A token that was changed, cut or made elsewhere does not open, whatever the access key id.
 - What a token carries is fixed when it is made: its label, principal and expiry can be changed by nobody.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,19 +22,9 @@ from honmaru.security.crypto.keyring import Keyring
 
 _CONTEXT = b"sts session token 1"
 TOKEN_LIMIT = 65536
-_TEXTS = (
-    "account",
-    "partition",
-    "region",
-    "principal_arn",
-    "principal_id",
-    "kind",
-    "issuer_arn",
-    "access_key_id",
-    "session_name",
-    "human",
-    "source_identity",
-)
+_OF_THE_REQUEST = {"source_ip", "user_agent", "secure_transport"}
+_SPECIAL = {"label", "tags", "transitive_tags", "chain"}
+_PLAIN = tuple(each.name for each in fields(Session) if each.name not in _OF_THE_REQUEST | _SPECIAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +37,11 @@ class OpenedToken:
 
 
 def seal_token(keyring: Keyring, account: str, opened: OpenedToken) -> str:
-    """Session → token text (base64)."""
+    """Session → token text (base64), sealed with a key of the enclave's own account."""
     session = opened.session
-    content: dict[str, Any] = {name: getattr(session, name) for name in _TEXTS}
+    content: dict[str, Any] = {name: getattr(session, name) for name in _PLAIN}
     content |= {
         "label": session.label.canonical,
-        "session_policy": session.session_policy,
         "tags": dict(session.tags),
         "transitive_tags": sorted(session.transitive_tags),
         "chain": session.chain,
@@ -75,11 +64,10 @@ def open_token(keyring: Keyring, account: str, token: str) -> OpenedToken:
     except (IntegrityFault, binascii.Error, ValueError):
         raise refused from None
     session = Session(
-        **{name: content[name] for name in _TEXTS},
+        **{name: content[name] for name in _PLAIN if name in content},
         label=Label.decode(content["label"]),
-        session_policy=content["session_policy"],
         tags=content["tags"],
         transitive_tags=frozenset(content["transitive_tags"]),
-        chain=tuple((kind, name, unique_id) for kind, name, unique_id in content["chain"]),
+        chain=tuple(tuple(link) for link in content["chain"]),
     )
     return OpenedToken(content["secret"], datetime.fromtimestamp(content["expires"], UTC), session)

@@ -3,7 +3,8 @@
 Invariants:
 - Whatever the language does not have is refused, never ignored: unknown elements, operators, duplicate keys, wrong
   types, values that an operator cannot compare.
-- Identity and session policies have resources and no principal; trust policies have a principal and no resource.
+- Identity and session policies have resources and no principal; trust policies have a principal and no resource;
+  resource policies have both. A resource control policy only denies, and to everybody.
 
 Source: IAM user guide, "IAM JSON policy elements reference", "Grammar of the IAM JSON policy language".
 """
@@ -27,6 +28,7 @@ _SID = re.compile(r"[A-Za-z0-9]{0,128}")
 _ACTION = re.compile(r"\*|[A-Za-z0-9*?-]+:[A-Za-z0-9*?]+")
 _PRINCIPAL_TYPES = ("AWS", "Service", "Federated", "CanonicalUser")
 _ACCOUNT = re.compile(r"[0-9]{12}")
+_UNIQUE_ID = re.compile(r"A(IDA|ROA)[A-Z0-9]{12,}")
 _SERVICE = re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")
 
 
@@ -40,6 +42,12 @@ class MalformedPolicy(ValidationFault):
 class PolicyKind(Enum):
     IDENTITY = "identity"
     TRUST = "trust"
+    RESOURCE = "resource"
+    SCP = "scp"
+    RCP = "rcp"
+
+
+_WITHOUT_PRINCIPAL = (PolicyKind.IDENTITY, PolicyKind.SCP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,11 +152,14 @@ def _statement(value: Any, kind: PolicyKind, variables: bool) -> Statement:
         ("Sid", "Effect", "Action", "NotAction", "Resource", "NotResource", "Principal", "NotPrincipal", "Condition"),
     )
     sid = value.get("Sid", "")
-    if not isinstance(sid, str) or not _SID.fullmatch(sid):
+    # Resource policies are their services' affair, and those allow free text: KMS's own default Sid has spaces.
+    if not isinstance(sid, str) or (kind is not PolicyKind.RESOURCE and not _SID.fullmatch(sid)):
         _refuse("Statement IDs (SID) must be alpha-numeric. Check that your input satisfies the regular expression "
                 "[0-9A-Za-z]*")  # fmt: skip
     if value.get("Effect") not in ("Allow", "Deny"):
         _refuse("Syntax errors in policy. Effect must be Allow or Deny.")
+    if kind is PolicyKind.RCP and value["Effect"] == "Allow":
+        _refuse("The Effect of a resource control policy must be Deny.")
     given, negated_actions = _either(value, "Action")
     if given is None:
         _refuse("Policy statement must contain actions.")
@@ -194,12 +205,14 @@ def _resources(value: Mapping[str, Any], kind: PolicyKind, variables: bool) -> t
 
 def _principals(value: Mapping[str, Any], kind: PolicyKind) -> tuple[Mapping[str, tuple[str, ...]], bool]:
     given, negated = _either(value, "Principal")
-    if kind is PolicyKind.IDENTITY:
+    if kind in _WITHOUT_PRINCIPAL:
         if given is not None:
             _refuse("Policy document should not specify a principal.")
         return {}, False
     if given is None:
         _refuse("Missing required field Principal")
+    if kind is PolicyKind.RCP and (negated or given != "*"):
+        _refuse('The Principal of a resource control policy must be "*".')
     if given == "*":
         return {"AWS": ("*",)}, negated
     if not isinstance(given, dict) or not given:
@@ -218,7 +231,7 @@ def _is_principal(name: str, principal: str) -> bool:
         return bool(_SERVICE.fullmatch(principal))
     if name != "AWS":
         return bool(principal)
-    if principal == "*" or _ACCOUNT.fullmatch(principal):
+    if principal == "*" or _ACCOUNT.fullmatch(principal) or _UNIQUE_ID.fullmatch(principal):
         return True
     parts = principal.split(":", 5)
     return (
@@ -227,7 +240,7 @@ def _is_principal(name: str, principal: str) -> bool:
         and parts[2] in ("iam", "sts")
         and bool(_ACCOUNT.fullmatch(parts[4]))
         and "*" not in principal
-        and parts[5].split("/", 1)[0] in ("root", "user", "role", "assumed-role")
+        and parts[5].split("/", 1)[0] in ("root", "user", "role", "assumed-role", "federated-user")
     )
 
 

@@ -1,207 +1,147 @@
-"""Compiled evaluation of policies: statements are indexed by action once, then only the relevant ones are asked.
+"""The decision over all policies that bear on a request, in the order that AWS publishes.
+
+    explicit Deny anywhere → resource control policies → service control policies → resource policy → identity
+    policies → permissions boundary → session policies
 
 Invariants:
-- Order of decision: an explicit Deny anywhere; then an Allow of the identity's policies; then the permissions boundary
-  and the session policy must allow as well. What nobody allows is denied.
-- The answer depends on documents and request only. It never depends on whether the resource exists.
-- An unresolvable variable in Resource matches nothing; in NotResource it makes an Allow not apply and a Deny apply.
+- What nobody allows is denied, and an explicit Deny in any policy wins over every Allow.
+- Service and resource control policies grant nothing: at every level, from the root to the account, one must allow.
+- Within one account a resource policy that names the very session or IAM user allows by itself; one that names its
+  role, or everybody, stands in for an identity policy; one that names the account only leaves it to identity policies.
+- A role's trust policy must allow in every case; naming everybody there still asks for an identity policy.
+- Across accounts both sides must allow: the resource's policy, and the caller's own policies.
+- A resource whose policy governs (a KMS key) is opened by identity policies only where that policy names the account.
+- The answer depends on documents and request only. It never depends on what lies above the session.
 
-Source: IAM user guide, "Policy evaluation logic".
+Stricter than AWS: `Principal: "*"` stands in for an identity policy, it does not overrule boundaries; see
+`statements` for NotPrincipal.
+
+Source: IAM user guide, "Policy evaluation logic", "Cross-account policy evaluation logic", "Resource control policies";
+AWS Organizations user guide, "SCP evaluation"; AWS KMS developer guide, "Key policies".
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
-from functools import lru_cache
-from typing import Any
 
-from honmaru.security.policy.conditions import compile_condition
-from honmaru.security.policy.documents import Document, PolicyKind, Statement, read_policy
-from honmaru.security.policy.patterns import ArnPattern, compile_arn, glob
+from honmaru.security.policy.conditions import Context
+from honmaru.security.policy.statements import NOTHING, Caller, Effect, Naming, Outcome, PolicySet
 
-_SLICE_LIMIT = 4096
-
-
-class Effect(Enum):
-    ALLOWED = "allowed"
-    EXPLICIT_DENY = "explicitDeny"
-    IMPLICIT_DENY = "implicitDeny"
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What one set of policies says. `matched` are (policy name, Sid) of the statements that decided."""
-
-    effect: Effect
-    matched: tuple[tuple[str, str], ...] = ()
+ORDER = ("rcp", "scp", "resource", "identity", "boundary", "session")
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What all sets together say. `reason` is "", "identity", "boundary" or "session": the set that refused."""
+    """What all policies together say. `reason` names the kind that refused (one of ORDER), "" when allowed."""
 
     effect: Effect
     reason: str
     matched: tuple[tuple[str, str], ...]
-    digest: str
-    """Names the policies that were asked, for the ledger."""
+    digests: tuple[str, ...] = ()
 
     @property
     def allowed(self) -> bool:
         return self.effect is Effect.ALLOWED
 
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks, for the Principal element of trust policies. `service` is set for the platform's services only."""
-
-    arn: str = ""
-    issuer_arn: str = ""
-    account: str = ""
-    partition: str = ""
-    service: str = ""
+    @property
+    def digest(self) -> str:
+        """Names the policies that were asked, for the ledger."""
+        if len(self.digests) == 1:
+            return self.digests[0]
+        return hashlib.sha384("\n".join(sorted(self.digests)).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
-class _Compiled:
-    """One statement, ready to be asked."""
+class ResourcePolicy:
+    """The resource's side of a request. `policies` None: it bears none.
 
-    policy: str
-    sid: str
-    allow: bool
-    actions: tuple[Callable[[str], bool], ...]
-    negated_actions: bool
-    resources: tuple[ArnPattern, ...]
-    negated_resources: bool
-    everything: bool
-    principals: Mapping[str, tuple[str, ...]]
-    negated_principals: bool
-    conditions: tuple[Callable[[Mapping[str, Any]], bool], ...]
+    `same_account`: the caller is of the owner's account. `governs`, `confined`: see `security.calls.Resource`.
+    `alone`: from which naming on the policy suffices without identity policies, within the account; a role's trust
+    policy does so for who is named itself, not for everybody.
+    """
 
-    def concerns(self, action: str) -> bool:
-        return any(match(action) for match in self.actions) != self.negated_actions
-
-    def applies(self, resource: str, context: Mapping[str, Any]) -> bool:
-        if not self.everything:
-            answers = [pattern.matches(resource, context) for pattern in self.resources]
-            if self.negated_resources:
-                if any(answers) or (self.allow and None in answers):
-                    return False
-            elif not any(answers):
-                return False
-        return all(holds(context) for holds in self.conditions)
-
-    def names(self, caller: Caller) -> bool:
-        return _names(self.principals, caller) != self.negated_principals
+    policies: PolicySet | None = None
+    caller: Caller | None = None
+    same_account: bool = True
+    governs: bool = False
+    confined: bool = False
+    alone: Naming = Naming.EVERYBODY
 
 
-def _names(principals: Mapping[str, tuple[str, ...]], caller: Caller) -> bool:
-    if caller.service:
-        return caller.service in principals.get("Service", ())
-    account = (caller.account, f"arn:{caller.partition}:iam::{caller.account}:root")
-    return any(p == "*" or p in account or p in (caller.arn, caller.issuer_arn) for p in principals.get("AWS", ()))
-
-
-def names_exactly(principals: Mapping[str, tuple[str, ...]], caller: Caller) -> bool:
-    """Whether the caller itself is named, not only its account: then a trust policy alone suffices in the account."""
-    return not caller.service and any(p in (caller.arn, caller.issuer_arn) for p in principals.get("AWS", ()))
-
-
-def _compile(document: Document, name: str) -> tuple[_Compiled, ...]:
-    return tuple(_compile_statement(statement, name, document.variables) for statement in document.statements)
-
-
-def _compile_statement(statement: Statement, name: str, variables: bool) -> _Compiled:
-    return _Compiled(
-        policy=name,
-        sid=statement.sid,
-        allow=statement.allow,
-        actions=tuple(glob(action.lower()) for action in statement.actions),
-        negated_actions=statement.negated_actions,
-        resources=tuple(compile_arn(resource, variables=variables) for resource in statement.resources),
-        negated_resources=statement.negated_resources,
-        everything="*" in statement.resources and not statement.negated_resources,
-        principals=statement.principals,
-        negated_principals=statement.negated_principals,
-        conditions=tuple(compile_condition(statement.condition, variables=variables)),
-    )
-
-
-@lru_cache(maxsize=4096)
-def compile_policy(text: str, name: str = "", kind: PolicyKind = PolicyKind.IDENTITY) -> PolicySet:
-    """One document → a set of one. Raises MalformedPolicy. Cached: the same text is compiled once."""
-    return PolicySet(_compile(read_policy(text, kind), name), hashlib.sha384(text.encode()).hexdigest())
-
-
-class PolicySet:
-    """Compiled statements that are asked together, sliced by action on first use. Immutable but for that cache."""
-
-    def __init__(self, statements: Sequence[_Compiled], digest: str) -> None:
-        self._statements = tuple(statements)
-        self._slices: dict[str, tuple[tuple[_Compiled, ...], tuple[_Compiled, ...]]] = {}
-        self.digest = digest
-
-    @staticmethod
-    def union(sets: Sequence[PolicySet]) -> PolicySet:
-        """All statements of several sets."""
-        digest = hashlib.sha384("\n".join(sorted(s.digest for s in sets)).encode()).hexdigest()
-        return PolicySet([statement for s in sets for statement in s._statements], digest)
-
-    def evaluate(self, action: str, resource: str, context: Mapping[str, Any], caller: Caller | None = None) -> Outcome:
-        """What these policies say of one request. Context keys are in lower case.
-
-        `caller` is asked for by trust policies; identity policies have no principal.
-        """
-        denies, allows = self._slice(action)
-        for statement in denies:
-            if (caller is None or statement.names(caller)) and statement.applies(resource, context):
-                return Outcome(Effect.EXPLICIT_DENY, ((statement.policy, statement.sid),))
-        for statement in allows:
-            if (caller is None or statement.names(caller)) and statement.applies(resource, context):
-                return Outcome(Effect.ALLOWED, ((statement.policy, statement.sid),))
-        return Outcome(Effect.IMPLICIT_DENY)
-
-    def allows_exactly(self, action: str, context: Mapping[str, Any], caller: Caller) -> bool:
-        """Whether a trust policy allows the caller by its own name, not only through its account."""
-        _, allows = self._slice(action)
-        return any(
-            not s.negated_principals and names_exactly(s.principals, caller) and s.applies("*", context) for s in allows
-        )
-
-    def _slice(self, action: str) -> tuple[tuple[_Compiled, ...], tuple[_Compiled, ...]]:
-        found = self._slices.get(action)
-        if found is None:
-            lowered = action.lower()
-            concerned = [s for s in self._statements if s.concerns(lowered)]
-            found = (tuple(s for s in concerned if not s.allow), tuple(s for s in concerned if s.allow))
-            if len(self._slices) >= _SLICE_LIMIT:
-                self._slices.clear()
-            self._slices[action] = found
-        return found
+OWN = ResourcePolicy()
 
 
 def decide(
     action: str,
     resource: str,
-    context: Mapping[str, Any],
+    context: Context,
     *,
-    identity: PolicySet,
+    identity: PolicySet | None,
     boundary: PolicySet | None = None,
     session: PolicySet | None = None,
+    of_resource: ResourcePolicy = OWN,
+    scps: Sequence[PolicySet] = (),
+    rcps: Sequence[PolicySet] = (),
 ) -> Decision:
-    """The decision over all sets that bear on a principal. See the module's invariants for the order."""
-    sets = [("identity", identity)]
+    """The decision over everything that bears on a request. See the module for the order.
+
+    Args:
+        identity: The caller's own policies; None for the platform's services and federated callers, who have none.
+        boundary, session: None where there is none.
+        scps, rcps: One set for each level from the root of the organisation to the account.
+    """
+    said: list[tuple[str, PolicySet, Outcome]] = []
+    for policies in rcps:
+        said.append(("rcp", policies, policies.evaluate(action, resource, context)))
+    for policies in scps:
+        said.append(("scp", policies, policies.evaluate(action, resource, context)))
+    granted = NOTHING
+    if of_resource.policies is not None:
+        granted = of_resource.policies.evaluate(action, resource, context, of_resource.caller)
+        if of_resource.confined and not of_resource.same_account and granted.effect is Effect.ALLOWED:
+            granted = NOTHING
+        said.append(("resource", of_resource.policies, granted))
+    own = NOTHING
+    if identity is not None:
+        own = identity.evaluate(action, resource, context)
+        said.append(("identity", identity, own))
+    limits = 0
     if boundary is not None:
-        sets.append(("boundary", boundary))
+        said.append(("boundary", boundary, boundary.evaluate(action, resource, context)))
+        limits += 1
     if session is not None:
-        sets.append(("session", session))
-    digest = sets[0][1].digest if len(sets) == 1 else PolicySet.union([s for _, s in sets]).digest
-    outcomes = [(reason, policies.evaluate(action, resource, context)) for reason, policies in sets]
-    for wanted in (Effect.EXPLICIT_DENY, Effect.IMPLICIT_DENY):
-        for reason, outcome in outcomes:
-            if outcome.effect is wanted:
-                return Decision(wanted, reason, outcome.matched, digest)
-    return Decision(Effect.ALLOWED, "", outcomes[0][1].matched, digest)
+        said.append(("session", session, session.evaluate(action, resource, context)))
+        limits += 1
+    digests = tuple(policies.digest for _, policies, _ in said)
+    for reason, _, outcome in said:
+        if outcome.effect is Effect.EXPLICIT_DENY:
+            return Decision(Effect.EXPLICIT_DENY, reason, outcome.matched, digests)
+    for reason, _, outcome in said[: len(rcps) + len(scps)]:
+        if outcome.effect is Effect.IMPLICIT_DENY:
+            return Decision(Effect.IMPLICIT_DENY, reason, (), digests)
+    refused = _grants(of_resource, granted, own, has_identity=identity is not None)
+    if refused:
+        return Decision(Effect.IMPLICIT_DENY, refused, (), digests)
+    direct = of_resource.same_account and granted.naming is Naming.SESSION
+    if not direct:
+        for reason, _, outcome in said[len(said) - limits :] if limits else ():
+            if outcome.effect is Effect.IMPLICIT_DENY:
+                return Decision(Effect.IMPLICIT_DENY, reason, (), digests)
+    matched = own.matched if own.effect is Effect.ALLOWED else granted.matched
+    return Decision(Effect.ALLOWED, "", matched, digests)
+
+
+def _grants(side: ResourcePolicy, granted: Outcome, own: Outcome, *, has_identity: bool) -> str:
+    """ "" when the resource's side and the caller's side together grant the request, else the kind that does not."""
+    own_allows = own.effect is Effect.ALLOWED
+    if not has_identity:
+        return "" if granted.naming is Naming.SESSION else "resource"
+    if side.same_account and not side.governs:
+        return "" if own_allows or granted.naming >= side.alone else "identity"
+    if granted.naming is Naming.NOT:
+        return "resource"
+    if side.same_account and granted.naming >= side.alone:
+        return ""
+    return "" if own_allows else "identity"

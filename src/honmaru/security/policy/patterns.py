@@ -153,6 +153,8 @@ class ArnPattern:
     components: tuple[Pattern, ...]
     prefix: str
     """Literal text that every matching ARN starts with: most patterns are refuted by it alone."""
+    head: str = ""
+    """Literal text that the last component of every matching ARN starts with."""
     everything: bool = False
 
     def matches(self, arn: str, context: Mapping[str, Any]) -> bool | None:
@@ -183,7 +185,7 @@ def compile_arn(text: str, *, variables: bool) -> ArnPattern:
     if len(components) != 6 or components[0] != "arn":
         raise ValueError(f"{text!r} is not an ARN")
     patterns = tuple(compile_pattern(component, variables=variables) for component in components)
-    return ArnPattern(patterns, _literal_prefix(patterns))
+    return ArnPattern(patterns, _literal_prefix(patterns), _literal_prefix(patterns[5:]))
 
 
 def _literal_prefix(patterns: tuple[Pattern, ...]) -> str:

@@ -54,7 +54,7 @@ def list_inline(call: Call, kind: str, name: str, request: Mapping[str, Any]) ->
 
 def require_policy(call: Call, identity: Identity, arn: str) -> None:
     """Raises NotFound unless a managed policy of that ARN is visible."""
-    if identity.directory.policy_text(arn, call.session.label) is None:
+    if identity.directories.of(call.account).policy_text(arn, call.session.label) is None:
         raise NotFound(f"Policy {arn} does not exist or is not attachable.", code="NoSuchEntity")
 
 
