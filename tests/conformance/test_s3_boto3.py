@@ -62,7 +62,7 @@ def test_settings(s3: Any, bucket: str) -> None:
             getattr(s3, operation)(Bucket=bucket)
         assert code_of(error)[1] == 404
     with pytest.raises(ClientError) as error:
-        s3.list_object_versions(Bucket=bucket)
+        s3.get_object_torrent(Bucket=bucket, Key="k")
     assert code_of(error)[1] == 501
 
 
