@@ -28,7 +28,7 @@ from honmaru.core.errors import (
     Throttled,
     ValidationFault,
 )
-from honmaru.deployments import ModelServers
+from honmaru.deployments import Engines, ModelServers
 from honmaru.deployments.server import ServerLimits
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.model_import import ModelImport
@@ -37,7 +37,7 @@ from honmaru.security.calls import Call
 from honmaru.security.guard.records import Creation
 from honmaru.services.bedrock import Bedrock
 from honmaru.services.bedrock_runtime import BedrockRuntime
-from honmaru.testing.keep import session
+from honmaru.testing.keep import ACCOUNT, session
 from honmaru.testing.tiny_models import tiny_llama
 from honmaru.testing.workshop import BUCKET, ROLE, Workshop
 
@@ -68,8 +68,9 @@ class Forge(Workshop):
             limits=limits,
         )
         self.servers.recover()
-        self.bedrock = Bedrock(self.identity, self.imports.wake, self.servers, self.ids)
-        self.runtime = BedrockRuntime(self.servers, self.clock)
+        self.engines = Engines(directory / "engines.json", account=ACCOUNT, problem=print)
+        self.bedrock = Bedrock(self.identity, self.imports.wake, self.servers, self.ids, self.engines)
+        self.runtime = BedrockRuntime(self.servers, self.clock, self.engines)
         self.loop = asyncio.new_event_loop()
 
     def on_loop(self, work: Coroutine[Any, Any, Any]) -> Any:

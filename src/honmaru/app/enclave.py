@@ -24,7 +24,7 @@ from honmaru.app.runtime import SystemClock, SystemIds
 from honmaru.app.settings import DEFAULT_REGION, Settings
 from honmaru.core.errors import ConfigurationFault
 from honmaru.core.partitions import partition_of
-from honmaru.deployments import ModelServers
+from honmaru.deployments import Engines, ModelServers
 from honmaru.executors.local import LocalExecutor
 from honmaru.gateway.app import Gateway, Limits
 from honmaru.gateway.server import serve
@@ -46,9 +46,11 @@ from honmaru.services.cloudtrail.provider import CloudTrail
 from honmaru.services.iam import Iam
 from honmaru.services.logs import Logs, LogStore
 from honmaru.services.logs import retention as log_retention
+from honmaru.services.s3 import lifecycle_runner
 from honmaru.services.s3.access import S3Buckets
 from honmaru.services.s3.bucket import BucketCommits
 from honmaru.services.s3.cors import CrossOrigin
+from honmaru.services.s3.lifecycle_runner import LifecycleRunner
 from honmaru.services.s3.provider import S3
 from honmaru.services.sagemaker import SageMaker
 from honmaru.services.sts import Sts
@@ -119,6 +121,7 @@ class Enclave:
         self.supervisor = Supervisor(
             [training, model_import, self.quantum.jobs], self.guard, clock=self.clock, ids=self.ids, owner=self.account
         )
+        self.engines = Engines(data / "engines.json", account=self.account, problem=_LOG.error)
         self.model_servers = ModelServers(
             self.guard,
             self.executor,
@@ -126,6 +129,7 @@ class Enclave:
             self.clock,
             self.ids,
             data / "models",
+            engines=self.engines,
             idle_s=settings.model_idle_s,
         )
         wake = self.supervisor.wake
@@ -136,14 +140,20 @@ class Enclave:
             SageMaker(self.identity, buckets, self.environments, wake, capacity, self.ids),
             Logs(logs, self.clock),
             CloudTrail(self.ledger),
-            Bedrock(self.identity, wake, self.model_servers, self.ids),
-            BedrockRuntime(self.model_servers, self.clock),
+            Bedrock(self.identity, wake, self.model_servers, self.ids, self.engines),
+            BedrockRuntime(self.model_servers, self.clock, self.engines),
             self.quantum.provider(wake),
         )
         place = {"partition": self.partition.name, "region": self.region}
         expiry = log_retention.Retention(self.guard, logs, self.clock, **place)
+        lifecycle = LifecycleRunner(
+            self.guard, self.clock, self.ids, commits, partition=self.partition.name, region=self.region
+        )
         self.background = Background(
-            (Step("expiry of logs", log_retention.EVERY_S, expiry.expire),),
+            (
+                Step("expiry of logs", log_retention.EVERY_S, expiry.expire),
+                Step("lifecycle of S3", lifecycle_runner.EVERY_S, lifecycle.run),
+            ),
             self.clock,
         )
         self.limits = Limits()

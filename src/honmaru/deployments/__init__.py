@@ -1,5 +1,6 @@
-"""Deployments keep model servers running: one sandboxed process per account, model and label, never shared."""
+"""Model servers: the embedded one and those of declared engines, started on demand for one model at one label."""
 
+from honmaru.deployments.engines import Engines
 from honmaru.deployments.servers import ModelServers
 
-__all__ = ["ModelServers"]
+__all__ = ["Engines", "ModelServers"]

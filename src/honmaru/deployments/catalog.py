@@ -6,8 +6,15 @@ Invariant: what the session's label does not dominate is not found, by the same 
 from __future__ import annotations
 
 from honmaru.core.sessions import Session
-from honmaru.ports.models import MODEL_KIND, MODEL_NAME_KIND, ModelArtifact
-from honmaru.security.guard import GuardedRecords, Record
+from honmaru.ports.models import (
+    EMBEDDED_FEATURES,
+    MODEL_KIND,
+    MODEL_NAME_KIND,
+    MODEL_SERVICE,
+    FoundationModels,
+    ModelArtifact,
+)
+from honmaru.security.guard import Guard, GuardedRecords, Record
 
 
 def model_arn(session: Session, model_id: str) -> str:
@@ -36,4 +43,13 @@ def artifact(session: Session, record: Record) -> ModelArtifact:
         architecture=str(body["architecture"]),
         context_length=int(body["context_length"]),
         instruct=bool(body["instruct"]),
+        features=EMBEDDED_FEATURES.get(str(body.get("engine")), frozenset()),
     )
+
+
+def find_artifact(
+    guard: Guard, session: Session, identifier: str, foundation: FoundationModels
+) -> ModelArtifact | None:
+    """The model that a caller means by an id, name or ARN. Blocking. Label: reads at or below the session's label."""
+    record = find_model(guard.records(session, MODEL_SERVICE), identifier)
+    return artifact(session, record) if record is not None else foundation.find(session, identifier)

@@ -17,7 +17,8 @@ from typing import Protocol
 from honmaru.core.errors import EngineFailed, HonmaruError, IntegrityFault
 from honmaru.core.model_files import is_plain_name
 from honmaru.core.sessions import Session
-from honmaru.deployments.client import ServerGone, ServerRefused, call
+from honmaru.deployments.client import Pool, ServerGone, ServerRefused, UnixPlace
+from honmaru.deployments.engines import Engine
 from honmaru.ports.executors import Environment, Executor, JobSpec, Phase
 from honmaru.ports.models import ModelArtifact
 from honmaru.security.guard import Guard
@@ -46,14 +47,27 @@ class ServerLimits:
 
 
 class Server:
-    """A running (or starting) model server. All methods but `destroy` belong to the event loop."""
+    """A running (or starting) model server: the embedded one, or the command of a declared engine.
 
-    def __init__(self, guard: Guard, executor: Executor, environment: Environment, folder: Path, limits: ServerLimits):
+    All methods but `ending` and `destroy` belong to the event loop.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        executor: Executor,
+        environment: Environment,
+        folder: Path,
+        limits: ServerLimits,
+        engine: Engine | None = None,
+    ) -> None:
         self._guard, self._executor, self._environment = guard, executor, environment
-        self._folder, self._limits = folder, limits
+        self._folder, self._engine = folder, engine
+        self._limits = limits if engine is None else _limits(engine)
+        self._health = "/health" if engine is None else engine.health
         self.job_id = folder.name
-        self.busy = 0
-        self.used_at = 0.0
+        self.root = "/v1" if engine is None else engine.root
+        self.pool = Pool(UnixPlace(self.sockets, SOCKET))
 
     @property
     def sockets(self) -> Path:
@@ -77,26 +91,39 @@ class Server:
             job_id=self.job_id,
             root=root,
             environment=self._environment,
-            argv=(
-                f"{self._environment.prefix}/bin/python", "-m", self._environment.entry_module,
-                "--model", _PLAIN_FOLDER_INSIDE, "--socket", f"{SOCKET_FOLDER_INSIDE}/{SOCKET}",
-                "--name", model.name, "--threads", str(max(1, int(self._limits.cpu))),
-            ),
-            variables={},
+            argv=self._argv(model),
+            variables={} if self._engine is None else self._engine.variables,
             label=session.label.banner,
             cpu=self._limits.cpu,
             memory_bytes=self._limits.memory_bytes + 3 * size,
             disk_bytes=(1 << 30) + 2 * size,
             time_limit_s=10 * 365 * 86400.0,
             sockets={str(self.sockets): SOCKET_FOLDER_INSIDE},
-        )  # fmt: skip
+            loopback=self._engine is not None,
+        )
         self._executor.start(spec)
+
+    def _argv(self, model: ModelArtifact) -> tuple[str, ...]:
+        python, socket = f"{self._environment.prefix}/bin/python", f"{SOCKET_FOLDER_INSIDE}/{SOCKET}"
+        if self._engine is not None:
+            bridge = (python, "-m", "honmaru.workloads.bridge", "--socket", socket, "--port", str(self._engine.port))
+            return (*bridge, "--", *self._engine.command)
+        threads = str(max(1, int(self._limits.cpu)))
+        return (
+            python, "-m", self._environment.entry_module, "--model", _PLAIN_FOLDER_INSIDE, "--socket", socket,
+            "--name", model.name, "--threads", threads,
+        )  # fmt: skip
 
     def _lay_out(self, session: Session, model: ModelArtifact, ml: Path) -> int:
         for name in ("input/config", "input/data", "model", "output", "checkpoints"):
             (ml / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        blobs = self._guard.blobs(session)
         size = 0
+        if self._engine is not None:
+            if self._engine.files is not None:
+                shutil.copytree(self._engine.files, ml / "model", dirs_exist_ok=True)
+                size = sum(path.stat().st_size for path in (ml / "model").rglob("*"))
+            return size
+        blobs = self._guard.blobs(session)
         for name, blob_id in _checked(model.files).items():
             with (ml / "model" / name).open("xb") as stream:
                 for chunk in blobs.read(blob_id):
@@ -107,9 +134,10 @@ class Server:
         waited, pause = 0.0, 0.02
         while waited < self._limits.start_s:
             try:
-                async with await call(self.sockets, SOCKET, "GET", "/health", head_s=5) as reply:
-                    await reply.json()
-                return
+                async with await self.pool.call("GET", self._health, head_s=5) as reply:
+                    if reply.status < 500:
+                        await reply.text()
+                        return
             except (ServerGone, ServerRefused):
                 pass
             ended = await asyncio.to_thread(self.ending)
@@ -134,6 +162,10 @@ class Server:
     def destroy(self) -> None:
         """Stop the process and delete everything of it. Blocking; idempotent; safe in any thread."""
         discard(self._executor, self._folder)
+
+
+def _limits(engine: Engine) -> ServerLimits:
+    return ServerLimits(engine.cpu, engine.memory_bytes, engine.start_s, engine.requests)
 
 
 def discard(executor: Executor, folder: Path) -> None:

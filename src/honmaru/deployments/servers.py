@@ -1,7 +1,7 @@
 """The model servers of an enclave: started on demand, watched, stopped when idle.
 
 Invariants:
-- One process serves one model at one label for one account; no process ever sees requests of two labels.
+- A process serves one model at one label for one account; no process ever sees requests of two labels or accounts.
 - Concurrent first requests wait for one start. A server that fails to start is not started again before a pause that
   doubles with each failure (1 s to 60 s).
 - Closing an answer's iterator cancels the generation. A request over the limit is Throttled, never queued unseen.
@@ -15,17 +15,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from honmaru.core.errors import EngineFailed, HonmaruError, NotReady, Throttled, ValidationFault
+from honmaru.core.conversation import upstream
+from honmaru.core.errors import EngineFailed, HonmaruError, NotFound, NotReady, Throttled, ValidationFault
 from honmaru.core.sessions import Session
-from honmaru.deployments.client import Reply, ServerGone, ServerRefused, call, error_message
-from honmaru.deployments.server import SOCKET, Environments, Server, ServerLimits, discard
+from honmaru.deployments.client import Pool, Reply, ServerGone, ServerRefused, error_message
+from honmaru.deployments.engines import Engine, Engines
+from honmaru.deployments.replicas import Replica, choose
+from honmaru.deployments.server import Environments, Server, ServerLimits, discard
 from honmaru.ports.executors import Executor
-from honmaru.ports.models import Delta, Generation, ModelArtifact
+from honmaru.ports.models import Completion, Delta, Generation, ModelArtifact, Vectors
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.guard import Guard
 
@@ -33,20 +36,17 @@ ENVIRONMENT = "serve"
 _WATCH_S = 1.0
 _HEAD_S = 300.0
 _QUIET_S = 120.0
-_LONGEST_PAUSE_S = 60.0
+_RETRY_STATUS = frozenset({500, 502, 503, 504})
 
 _Key = tuple[str, str, str]
 
 
 @dataclass(slots=True)
 class _Deployment:
-    """A model at a label: its server when there is one, and the memory of failed starts."""
+    """A model at a label for an account: its replicas, and the declaration behind them if there is one."""
 
-    server: Server | None = None
-    starting: asyncio.Task[Server] | None = None
-    failures: int = 0
-    not_before: float = 0.0
-    reason: str = ""
+    replicas: list[Replica]
+    engine: Engine | None
 
 
 class ModelServers:
@@ -54,6 +54,7 @@ class ModelServers:
 
     Args:
         directory: Where servers' folders live (sockets, plain model files while they run); 0700.
+        engines: What the operator declared; None when nothing can be declared.
         idle_s: A server without a request for so long is stopped.
     """
 
@@ -66,11 +67,13 @@ class ModelServers:
         ids: Ids,
         directory: Path,
         *,
+        engines: Engines | None = None,
         idle_s: float = 900.0,
         limits: ServerLimits | None = None,
     ) -> None:
         self._guard, self._executor, self._environments = guard, executor, environments
         self._clock, self._ids, self._directory = clock, ids, directory
+        self._engines = engines
         self._idle_s, self._limits = idle_s, limits or ServerLimits()
         self._deployments: dict[_Key, _Deployment] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -86,48 +89,138 @@ class ModelServers:
         return len(folders)
 
     def running(self) -> list[tuple[str, str, str]]:
-        """(account, model ARN, canonical label) of every running server."""
-        return sorted(key for key, deployment in self._deployments.items() if deployment.server is not None)
+        """(account, model ARN, canonical label) of every running server of ours."""
+        return sorted(
+            key
+            for key, deployment in self._deployments.items()
+            for replica in deployment.replicas
+            if replica.server is not None
+        )
+
+    # Asking
 
     async def generate(
         self, session: Session, model: ModelArtifact, generation: Generation
     ) -> AsyncGenerator[Delta, None]:
         """See `ports.models`. Label: the server runs at the session's label, which must dominate the model's."""
-        path, body = _request(generation)
-        body |= {"stream": True, "stream_options": {"include_usage": True}}
-        async with self._using(session, model) as server:
-            finish: dict[str, Any] | None = None
+        path, body = self._request(model, generation, stream=True)
+        async with self._answer(session, model, path, body) as reply:
+            reader = upstream.StreamReader()
             try:
-                async with await self._call(server, path, body) as reply:
-                    async for event in reply.events(_QUIET_S):
-                        if "error" in event:
-                            raise EngineFailed(f"the model failed: {error_message(event)}")
-                        if event.get("usage"):
-                            yield _last(finish or {}, event["usage"])
-                            return
-                        choice = event["choices"][0]
-                        text = choice["delta"].get("content", "") if "delta" in choice else choice["text"]
-                        if choice.get("finish_reason") is not None:
-                            finish = choice
-                        if text:
-                            yield Delta(text=text)
-                raise ServerGone("the model server ended its answer without usage counts")
-            except ServerRefused as refused:
-                raise _fault(refused) from None
-            except (ServerGone, KeyError, IndexError, TypeError, AttributeError) as gone:
+                async for event in reply.events(_QUIET_S):
+                    if "error" in event:
+                        raise EngineFailed(f"the model failed: {error_message(event)}")
+                    delta = reader.read(event)
+                    if delta is not None:
+                        yield delta
+                last = reader.end()
+            except (ServerGone, ServerRefused, upstream.Malformed, TypeError) as gone:
                 raise EngineFailed(f"the model server failed while it answered: {gone}") from None
+            yield last
+
+    async def complete(self, session: Session, model: ModelArtifact, generation: Generation) -> Completion:
+        """See `ports.models`."""
+        path, body = self._request(model, generation, stream=False)
+        return upstream_value(upstream.completion, await self._json(session, model, path, body))
+
+    async def embed(
+        self, session: Session, model: ModelArtifact, texts: Sequence[str], dimensions: int | None
+    ) -> Vectors:
+        """See `ports.models`."""
+        body = upstream.embeddings_request(texts, self._name(model), dimensions)
+        answer = await self._json(session, model, upstream.EMBEDDINGS, body)
+        return upstream_value(lambda value: upstream.vectors(value, len(texts)), answer)
 
     async def count_tokens(self, session: Session, model: ModelArtifact, generation: Generation) -> int:
         """Tokens of the prompt as the model would read it."""
-        body = {name: value for name, value in _request(generation)[1].items() if name in ("messages", "prompt")}
-        async with self._using(session, model) as server:
+        path, body = upstream.request(generation, self._name(model), stream=False)
+        engine = self._engine(model)
+        if engine is None or engine.count_tokens:
+            kept = {name: value for name, value in body.items() if name in ("model", "messages", "prompt", "tools")}
+            answer = await self._json(session, model, "!/tokenize", kept)
+            return upstream_value(_count, answer)
+        # An engine that counts nothing by itself says what it read when it answers: one token is asked for.
+        answer = await self._json(session, model, path, {**body, "max_tokens": 1, "temperature": 0})
+        return upstream_value(upstream.completion, answer).input_tokens
+
+    def _engine(self, model: ModelArtifact) -> Engine | None:
+        return self._engines.named(model.engine) if model.engine and self._engines is not None else None
+
+    def _name(self, model: ModelArtifact) -> str:
+        engine = self._engine(model)
+        return model.name if engine is None else engine.model
+
+    def _request(self, model: ModelArtifact, generation: Generation, *, stream: bool) -> tuple[str, dict[str, Any]]:
+        engine = self._engine(model)
+        usage = engine is None or engine.stream_usage
+        return upstream.request(generation, model.name if engine is None else engine.model, stream=stream, usage=usage)
+
+    async def _json(self, session: Session, model: ModelArtifact, path: str, body: Any) -> Any:
+        async with self._answer(session, model, path, body) as reply:
             try:
-                async with await self._call(server, "/tokenize", body) as reply:
-                    return int((await reply.json())["count"])
-            except ServerRefused as refused:
-                raise _fault(refused) from None
-            except (ServerGone, KeyError, TypeError, ValueError) as gone:
-                raise EngineFailed(f"the model server failed: {gone}") from None
+                return await reply.json(_QUIET_S)
+            except ServerGone as gone:
+                raise EngineFailed(f"the model server failed while it answered: {gone}") from None
+
+    @contextlib.asynccontextmanager
+    async def _answer(self, session: Session, model: ModelArtifact, path: str, body: Any) -> AsyncIterator[Reply]:
+        """The begun answer of the replica that took the request, with its place among the busy ones held."""
+        deployment = self._deployment(session, model)
+        tried: list[Replica] = []
+        while True:
+            replica = choose(deployment.replicas, tried, model.name, self._clock.monotonic())
+            tried.append(replica)
+            replica.busy += 1
+            try:
+                reply = await self._ask(session, model, deployment, replica, path, body, last=len(tried) > 2)
+                if reply is None:
+                    continue
+                async with reply:
+                    yield reply
+                return
+            finally:
+                replica.busy -= 1
+                replica.used_at = self._clock.monotonic()
+
+    async def _ask(
+        self,
+        session: Session,
+        model: ModelArtifact,
+        deployment: _Deployment,
+        replica: Replica,
+        path: str,
+        body: Any,
+        *,
+        last: bool,
+    ) -> Reply | None:
+        """The begun answer; None when the request is to be tried again. Raises HonmaruError."""
+        pool = replica.pool or await self._started(session, model, deployment, replica)
+        where = path[1:] if path.startswith("!") else replica.root + path
+        try:
+            reply = await pool.call("POST", where, body, head_s=_HEAD_S)
+            if reply.status < 400:
+                replica.well()
+                return reply
+            async with reply:
+                await reply.json(_QUIET_S)
+            raise ServerGone("the model server answered an error without a body")
+        except ServerRefused as refused:
+            if refused.status in _RETRY_STATUS:
+                replica.failed(refused.message, self._clock.monotonic(), at_once=False)
+                if not last and len(deployment.replicas) > 1:
+                    return None
+            raise _fault(refused) from None
+        except ServerGone as gone:
+            replica.failed(str(gone), self._clock.monotonic(), at_once=False)
+            if replica.server is not None and await _ending(replica.server):
+                self._crashed(replica)
+                if not last:
+                    return None
+            elif not last and len(deployment.replicas) > 1:
+                return None
+            raise EngineFailed(f"the model server failed while it answered: {gone}") from None
+
+    # Starting and stopping
 
     def retire(self, model_arn: str) -> None:
         """Stop every server of a model. Any thread; returns at once, requests that are being answered break off."""
@@ -137,11 +230,16 @@ class ModelServers:
 
     def _retire(self, model_arn: str) -> None:
         for key in [key for key in self._deployments if key[1] == model_arn]:
-            deployment = self._deployments.pop(key)
-            if deployment.starting is not None:
-                deployment.starting.cancel()
-            if deployment.server is not None:
-                self._destroy_later(deployment.server)
+            self._drop(self._deployments.pop(key))
+
+    def _drop(self, deployment: _Deployment) -> None:
+        for replica in deployment.replicas:
+            if replica.starting is not None:
+                replica.starting.cancel()
+            if replica.pool is not None:
+                replica.pool.close()
+            if replica.server is not None:
+                self._destroy_later(replica.server)
 
     def close(self) -> None:
         """Stop every server. Call after the last request; blocking."""
@@ -151,86 +249,78 @@ class ModelServers:
         self._deployments.clear()
         self.recover()
 
-    @contextlib.asynccontextmanager
-    async def _using(self, session: Session, model: ModelArtifact) -> AsyncIterator[Server]:
-        server = await self._ready(session, model)
-        if server.busy >= self._limits.requests:
-            raise Throttled(
-                f"{server.busy} requests to model {model.name} are being answered, which is the limit; try again later"
-            )
-        server.busy += 1
-        try:
-            yield server
-        finally:
-            server.busy -= 1
-            server.used_at = self._clock.monotonic()
-
-    async def _call(self, server: Server, path: str, body: Any) -> Reply:
-        return await call(server.sockets, SOCKET, "POST", path, body, head_s=_HEAD_S)
-
-    async def _ready(self, session: Session, model: ModelArtifact) -> Server:
+    def _deployment(self, session: Session, model: ModelArtifact) -> _Deployment:
         if self._closed:
             raise NotReady("the enclave is stopping")
+        key = (session.account, model.arn, session.label.canonical)
+        engine = self._engine(model)
+        deployment = self._deployments.get(key)
+        if deployment is not None and deployment.engine is engine:
+            return deployment
+        if deployment is not None:
+            self._drop(self._deployments.pop(key))  # declared anew
         self._loop = asyncio.get_running_loop()
         if self._watcher is None:
             self._watcher = self._loop.create_task(self._watch())
-        key = (session.account, model.arn, session.label.canonical)
-        deployment = self._deployments.setdefault(key, _Deployment())
-        if deployment.server is not None:
-            ended = await asyncio.to_thread(deployment.server.ending) if not deployment.server.busy else ""
-            if ended and deployment.server is not None:
-                self._crashed(deployment)
-            if deployment.server is not None:
-                return deployment.server
-        if deployment.starting is None:
-            wait = deployment.not_before - self._clock.monotonic()
-            if wait > 0:
-                raise NotReady(
-                    f"model {model.name} failed to start and is tried again in {wait:.0f} s: {deployment.reason}"
-                )
-            deployment.starting = asyncio.create_task(self._start(session, model, deployment))
+        if model.engine and engine is None:
+            raise NotFound(f"the engine of model {model.name} is no longer declared")
+        deployment = self._deployments[key] = _Deployment(self._replicas(session, engine), engine)
+        return deployment
+
+    def _replicas(self, session: Session, engine: Engine | None) -> list[Replica]:
+        if engine is None:
+            return [Replica(self._limits.requests)]
+        if engine.command:
+            return [Replica(engine.requests, root=engine.root) for _ in range(engine.replicas)]
+        return [
+            Replica(engine.requests, remote=remote, pool=Pool(remote.place, remote.headers), root=remote.root)
+            for remote in engine.remotes_for(session)
+        ]
+
+    async def _started(self, session: Session, model: ModelArtifact, deployment: _Deployment, replica: Replica) -> Pool:
+        """The pool of a replica of ours, once its server runs. Raises HonmaruError."""
+        if replica.starting is None:
+            replica.starting = asyncio.create_task(self._start(session, model, deployment, replica))
+        starting = replica.starting
         try:
             # A caller that goes away must not end the start that others wait for.
-            return await asyncio.shield(deployment.starting)
+            await asyncio.shield(starting)
         except asyncio.CancelledError:
-            if deployment.starting is not None and deployment.starting.cancelled():
+            if starting.cancelled():
                 raise NotReady(f"model {model.name} was deleted while it started") from None
             raise
+        if replica.pool is None:
+            raise NotReady(f"model {model.name} ended as soon as it had started; try again")
+        return replica.pool
 
-    async def _start(self, session: Session, model: ModelArtifact, deployment: _Deployment) -> Server:
+    async def _start(self, session: Session, model: ModelArtifact, deployment: _Deployment, replica: Replica) -> None:
         folder = self._directory / f"server-{self._ids.uuid()}"
-        environment = self._environments.named(ENVIRONMENT)
-        server = Server(self._guard, self._executor, environment, folder, self._limits)
+        engine = deployment.engine
+        environment = self._environments.named(ENVIRONMENT if engine is None else engine.environment)
+        server = Server(self._guard, self._executor, environment, folder, self._limits, engine)
         try:
             await server.start(session, model)
         except HonmaruError as fault:
-            self._failed(deployment, fault.message)
+            replica.failed(fault.message, self._clock.monotonic(), at_once=True)
             raise
         except OSError as fault:
-            self._failed(deployment, f"{type(fault).__name__} while its files were laid out")
-            raise EngineFailed(f"the model server could not be started: {deployment.reason}") from fault
+            reason = f"{type(fault).__name__} while its files were laid out"
+            replica.failed(reason, self._clock.monotonic(), at_once=True)
+            raise EngineFailed(f"the model server could not be started: {reason}") from fault
         finally:
-            deployment.starting = None
-        server.used_at = self._clock.monotonic()
-        deployment.server = server
-        return server
+            replica.starting = None
+        replica.used_at = self._clock.monotonic()
+        replica.server, replica.pool = server, server.pool
 
-    def _failed(self, deployment: _Deployment, reason: str) -> None:
-        deployment.failures += 1
-        pause = min(_LONGEST_PAUSE_S, 2.0 ** (deployment.failures - 1))
-        deployment.not_before = self._clock.monotonic() + pause
-        deployment.reason = reason
-
-    def _crashed(self, deployment: _Deployment) -> None:
-        server = deployment.server
+    def _crashed(self, replica: Replica) -> None:
+        server = replica.server
         if server is not None:
-            deployment.server = None
+            replica.server = replica.pool = None
+            server.pool.close()
             self._destroy_later(server)
             # A server that ran for a while is started again at once; one that keeps crashing is not.
-            if self._clock.monotonic() - server.used_at < _WATCH_S:
-                self._failed(deployment, "it crashed")
-            else:
-                deployment.failures = 0
+            if self._clock.monotonic() - replica.used_at < _WATCH_S and replica.failures > 1:
+                replica.failed("it crashed", self._clock.monotonic(), at_once=True)
 
     def _destroy_later(self, server: Server) -> None:
         assert self._loop is not None  # noqa: S101 - set by the request that started the server
@@ -241,40 +331,45 @@ class ModelServers:
         while not self._closed:
             await asyncio.sleep(_WATCH_S)
             for key, deployment in list(self._deployments.items()):
-                server = deployment.server
-                if server is None:
+                now = self._clock.monotonic()
+                if all(not replica.busy and now - replica.used_at > self._idle_s for replica in deployment.replicas):
+                    self._drop(self._deployments.pop(key))
                     continue
-                idle = not server.busy and self._clock.monotonic() - server.used_at > self._idle_s
-                if idle:
-                    del self._deployments[key]
-                    self._destroy_later(server)
-                elif await asyncio.to_thread(server.ending) and deployment.server is server:
-                    self._crashed(deployment)
+                for replica in deployment.replicas:
+                    server = replica.server
+                    if server is not None and await _ending(server) and replica.server is server:
+                        self._crashed(replica)
+                    elif replica.remote is not None and replica.failures and not replica.busy:
+                        await self._probe(deployment, replica)
+
+    async def _probe(self, deployment: _Deployment, replica: Replica) -> None:
+        """Whether a remote that failed is well again."""
+        if deployment.engine is None or replica.pool is None:
+            return
+        with contextlib.suppress(ServerGone, ServerRefused):
+            async with await replica.pool.call("GET", deployment.engine.health, head_s=2) as reply:
+                await reply.text(2)
+                if reply.status < 500:
+                    replica.well()
 
 
-def _request(generation: Generation) -> tuple[str, dict[str, Any]]:
-    body: dict[str, Any] = {
-        "max_tokens": generation.max_tokens,
-        "temperature": generation.temperature,
-        "top_p": generation.top_p,
-        "stop": list(generation.stop),
-        "seed": generation.seed,
-    }
-    body = {name: value for name, value in body.items() if value is not None}
-    if generation.messages is not None:
-        return "/v1/chat/completions", body | {"messages": [dict(message) for message in generation.messages]}
-    return "/v1/completions", body | {"prompt": generation.prompt or ""}
+def _count(answer: Any) -> int:
+    return int(answer["count"])
 
 
-def _last(choice: dict[str, Any], usage: dict[str, Any]) -> Delta:
-    sequence = choice.get("stop_reason")
-    return Delta(
-        finish="stop_sequence" if isinstance(sequence, str) else choice.get("finish_reason") or "stop",
-        stop_sequence=sequence if isinstance(sequence, str) else None,
-        input_tokens=int(usage["prompt_tokens"]),
-        output_tokens=int(usage["completion_tokens"]),
-        details={"context_full": bool(choice.get("context_full"))},
-    )
+_T = TypeVar("_T")
+
+
+def upstream_value(read: Callable[[Any], _T], answer: Any) -> _T:
+    """What `read` finds in an engine's answer. Raises EngineFailed for an answer that is not what it should be."""
+    try:
+        return read(answer)
+    except (upstream.Malformed, KeyError, TypeError, ValueError) as wrong:
+        raise EngineFailed(f"the model server answered something else than it should: {wrong}") from None
+
+
+async def _ending(server: Server) -> str:
+    return await asyncio.to_thread(server.ending)
 
 
 def _fault(refused: ServerRefused) -> HonmaruError:

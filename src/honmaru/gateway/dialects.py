@@ -26,17 +26,17 @@ from honmaru.api.misreads import Misread
 from honmaru.api.plans import Answer
 from honmaru.core import errors
 from honmaru.core.errors import NotFound, ValidationFault
+from honmaru.core.members import Unsupported
 from honmaru.gateway.aws.faults import code_and_status, message_of
 from honmaru.gateway.aws.signatures import SignatureFault, bearer_token
 from honmaru.gateway.exchange import Exchange
-from honmaru.gateway.members import Unsupported, refusal
 from honmaru.gateway.pipeline import Pipeline
 from honmaru.gateway.reading import presented, read_body, read_headers, read_query
 from honmaru.gateway.streams import Framing
 from honmaru.gateway.wires import Headers
 
-_IDENTIFIER = re.compile(r"arn:[a-z0-9:-]{1,128}:imported-model/[a-z0-9]{12}|(?:[0-9a-zA-Z][_-]?)+")
-"""Names, ids and ARNs that imported models can have."""
+_IDENTIFIER = re.compile(r"arn:[a-z0-9:-]{1,128}:[a-z-]{1,64}/[0-9a-zA-Z._:/-]{1,256}|[0-9a-zA-Z][0-9a-zA-Z._:-]*")
+"""Names, ids and ARNs that models can have. Ids of foundation models, and no other names, have a full stop."""
 
 _STATUS: Mapping[type[BaseException], int] = {
     errors.AuthenticationFailed: 401,
@@ -187,7 +187,8 @@ class Dialect:
             headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
             exchange.answer = Answer(200, headers, events=exchange.result["stream"])
             return
-        body = orjson.dumps(translation.answer(exchange.result))
+        beside = exchange.call.beside if exchange.call is not None else {}
+        body = orjson.dumps(translation.answer({**exchange.result, **beside} if beside else exchange.result))
         exchange.answer = Answer(200, [(b"content-type", b"application/json")], body)
 
     def identity(self, exchange: Exchange) -> Headers:
@@ -223,53 +224,56 @@ def _signed(exchange: Exchange) -> bool:
     return any(name == b"authorization" and value[:3].upper() == b"AWS" for name, value in exchange.scope["headers"])
 
 
-# What dialects say alike
+# What dialects say alike: their lists of models are of those declared and of those imported or customised
 
 
-def conversation(turns: Iterable[tuple[str, list[str]]]) -> list[dict[str, Any]]:
-    """Converse's messages, from (role, texts) in order; neighbours of one role become one message."""
-    out: list[dict[str, Any]] = []
-    for role, texts in turns:
-        if not out or out[-1]["role"] != role:
-            out.append({"role": role, "content": []})
-        out[-1]["content"] += [{"text": text} for text in texts]
-    return out
+def list_models(asked: Asked, answer: Callable[[Sequence[Mapping[str, Any]]], Any]) -> Translation:
+    """The models that the session may ask, the newest thousand of each kind: {"id", "name", "owner", "created"}."""
+
+    def write(result: Mapping[str, Any]) -> Any:
+        return answer([_declared(one, asked.at) for one in result["foundation"]] + _imported(result))
+
+    return Translation("ListImportedModels", {"maxResults": 1000}, write)
 
 
-def inference(read: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Converse's inferenceConfig, from a dialect's members by their names there."""
-    return {aws: read[own] for own, aws in names.items() if own in read}
+def get_model(asked: Asked, answer: Callable[[Mapping[str, Any]], Any]) -> Translation:
+    """One of them."""
+
+    label = asked.label
+    if "." in label or ":foundation-model/" in label:
+        members = {"modelIdentifier": label}
+        return Translation(
+            "GetFoundationModel",
+            members,
+            lambda result: answer({**_declared(result["modelDetails"], asked.at), "id": label}),
+        )
+
+    def write(result: Mapping[str, Any]) -> Any:
+        model = {"id": label, "name": result["modelName"], "owner": "imported", "created": result["creationTime"]}
+        return answer(model)
+
+    return Translation("GetImportedModel", {"modelIdentifier": label}, write)
 
 
-def answered_text(result: Mapping[str, Any]) -> str:
-    """The text of a Converse result."""
-    return "".join(block["text"] for block in result["output"]["message"]["content"])
+def _declared(summary: Mapping[str, Any], at: datetime) -> dict[str, Any]:
+    return {
+        "id": summary["modelId"],
+        "name": summary["modelName"],
+        "owner": summary["providerName"],
+        "created": at.replace(hour=0, minute=0, second=0, microsecond=0),
+    }
 
 
-def listed(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """(id, summary) of ListImportedModels: a model's name, or its ARN where several have the name."""
+def _imported(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A model's id is its name, or its ARN where several have the name."""
     summaries = result["modelSummaries"]
     names = [summary["modelName"] for summary in summaries]
     return [
-        (summary["modelName"] if names.count(summary["modelName"]) == 1 else summary["modelArn"], summary)
-        for summary in summaries
+        {
+            "id": one["modelName"] if names.count(one["modelName"]) == 1 else one["modelArn"],
+            "name": one["modelName"],
+            "owner": "imported",
+            "created": one["creationTime"],
+        }
+        for one in summaries
     ]
-
-
-def list_models(answer: Callable[[Mapping[str, Any]], Any]) -> Translation:
-    """ListImportedModels, as many as one call of it can give."""
-    return Translation("ListImportedModels", {"maxResults": 1000}, answer)
-
-
-__all__ = [
-    "Asked",
-    "Dialect",
-    "Endpoint",
-    "Translation",
-    "answered_text",
-    "conversation",
-    "inference",
-    "list_models",
-    "listed",
-    "refusal",
-]

@@ -1,6 +1,6 @@
-"""Model servers as the services see them: a model at a label, reached over a UNIX socket speaking the OpenAI HTTP API.
+"""Model servers as the services see them: a model at a label, reached over HTTP in OpenAI's words.
 
-Implemented by `deployments`, joined by `app`. One process serves one model at one label, never two.
+Implemented by `deployments`, joined by `app`. A process serves one model at one label for one account, never two.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from honmaru.core.conversation.model import Completion, Delta, Generation, Vectors
 from honmaru.core.sessions import Session
+
+__all__ = ["Completion", "Delta", "FoundationModels", "Generation", "ModelArtifact", "ModelServers", "Vectors"]
 
 MODEL_SERVICE = "bedrock"
 MODEL_KIND = "imported-model"
@@ -18,54 +21,67 @@ MODEL_KIND = "imported-model"
 "instruct", "parameters", "engine", "tags"}."""
 MODEL_NAME_KIND = "imported-model-name"
 """Records that keep a model's name taken: named by it, body {"id"}. Made and deleted together with the model's."""
+CUSTOM_MODEL_KIND = "custom-model"
+"""Records of custom models (fine-tuned here, or copied): as imported models, and {"base", "job_arn", ...}."""
+
+EMBEDDED_FEATURES: Mapping[str, frozenset[str]] = {
+    "openvino": frozenset({"completions", "json_schema", "logprobs", "n", "penalties", "tools", "top_k"}),
+    "transformers": frozenset({"completions", "logprobs", "top_logprobs", "n", "penalties", "logit_bias", "top_k"}),
+    "embedding": frozenset({"embeddings"}),
+}
+"""What the embedded engines can do, by their name in a model's record."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelArtifact:
-    """An imported model: the guarded blobs of its files, at the model's label."""
+    """A model that can be asked: one with files (guarded blobs, at the model's label), or one of a declared engine."""
 
     arn: str
     name: str
     label: str
     files: Mapping[str, str]
-    """File name inside the model directory → blob id."""
+    """File name inside the model directory → blob id; empty for the model of a declared engine."""
     architecture: str
     context_length: int
     instruct: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """One request to a model. Exactly one of `messages` and `prompt` is set."""
-
-    messages: Sequence[Mapping[str, str]] | None = None
-    prompt: str | None = None
-    max_tokens: int = 512
-    temperature: float | None = None
-    top_p: float | None = None
-    stop: Sequence[str] = ()
-    seed: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A piece of an answer. The last one has `finish` set ("stop", "length", "stop_sequence") and the true usage."""
-
-    text: str = ""
-    finish: str | None = None
-    stop_sequence: str | None = None
-    input_tokens: int = 0
-    output_tokens: int = 0
+    features: frozenset[str] = frozenset()
+    """Names of core.conversation.model.FEATURES."""
+    engine: str = ""
+    """Name of the declared engine; "" for the embedded ones."""
+    families: Sequence[str] = ()
+    """The native bodies that the model reads; none: all."""
     details: Mapping[str, Any] = field(default_factory=dict)
+    """Of a declared engine, what its declaration says for listings: provider, display name."""
+    arn_type: str = "AWS::Bedrock::ImportedModel"
+
+
+class FoundationModels(Protocol):
+    """The models of declared engines."""
+
+    def find(self, session: Session, identifier: str) -> ModelArtifact | None:
+        """By id or ARN; None for what is not declared and for what the session's label may not reach, alike."""
+        ...
+
+    def all(self, session: Session) -> Sequence[ModelArtifact]:
+        """Every one that the session may reach, by id."""
+        ...
 
 
 class ModelServers(Protocol):
-    def generate(self, session: Session, model: ModelArtifact, generation: Generation) -> AsyncGenerator[Delta, None]:
-        """Stream an answer, starting the server when needed. Closing the iterator cancels the generation.
+    """Every method starts the model's server when needed, at the session's label, and raises NotReady, Throttled,
+    ValidationFault (the engine says that the request is wrong) or EngineFailed."""
 
-        The server runs at the session's label. Raises NotReady, Throttled or EngineFailed.
-        """
+    def generate(self, session: Session, model: ModelArtifact, generation: Generation) -> AsyncGenerator[Delta, None]:
+        """Stream an answer. Closing the iterator cancels the generation."""
         ...
+
+    async def complete(self, session: Session, model: ModelArtifact, generation: Generation) -> Completion:
+        """All answers, whole. Cancelling the task cancels the generation."""
+        ...
+
+    async def embed(
+        self, session: Session, model: ModelArtifact, texts: Sequence[str], dimensions: int | None
+    ) -> Vectors: ...
 
     async def count_tokens(self, session: Session, model: ModelArtifact, generation: Generation) -> int: ...
 

@@ -102,6 +102,8 @@ class Call:
     resources: list[tuple[str, str]] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     """Further facts for the ledger entry (digests, token counts); never the content itself."""
+    beside: dict[str, Any] = field(default_factory=dict)
+    """What AWS's answer has no member for and another dialect's has; AWS's own wire never shows it."""
     owner: str = ""
     """Account of the resource that the door authorised; "" where the door knew of none: the session's own."""
 

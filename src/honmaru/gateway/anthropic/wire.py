@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from honmaru.core.members import refusal
 from honmaru.gateway.anthropic import messages
-from honmaru.gateway.dialects import Asked, Dialect, Endpoint, Translation, list_models, listed, refusal
+from honmaru.gateway.dialects import Asked, Dialect, Endpoint, Translation, get_model, list_models
 
+_ROOT = "(?:/anthropic)?/v1"
 _ERRORS: Mapping[int, str] = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -25,12 +27,12 @@ _ERRORS: Mapping[int, str] = {
 }
 
 
-def _model(identifier: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _model(model: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "type": "model",
-        "id": identifier,
-        "display_name": summary["modelName"],
-        "created_at": summary["creationTime"].isoformat(),
+        "id": model["id"],
+        "display_name": model["name"],
+        "created_at": model["created"].isoformat(),
         "lifecycle": "active",
     }
 
@@ -44,8 +46,8 @@ def _models(asked: Asked) -> Translation:
     if len(marks) > 1:
         raise refusal("before_id", "after_id and before_id exclude each other: send one")
 
-    def answer(result: Mapping[str, Any]) -> dict[str, Any]:
-        found = [_model(*pair) for pair in listed(result)]
+    def answer(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        found = [_model(model) for model in models]
         position = next((at for at, model in enumerate(found) if model["id"] in marks.values()), None)
         if marks and position is None:
             found = []
@@ -58,12 +60,11 @@ def _models(asked: Asked) -> Translation:
         ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {"first_id": None, "last_id": None}
         return {"data": page, "has_more": more, **ends}
 
-    return list_models(answer)
+    return list_models(asked, answer)
 
 
 def _one_model(asked: Asked) -> Translation:
-    members = {"modelIdentifier": asked.label}
-    return Translation("GetImportedModel", members, lambda result: _model(asked.label, result))
+    return get_model(asked, _model)
 
 
 class AnthropicWire(Dialect):
@@ -72,14 +73,16 @@ class AnthropicWire(Dialect):
     dialect = "anthropic"
     request_id_header = b"request-id"
     endpoints = (
-        Endpoint("POST", re.compile("/v1/messages"), "bedrock-runtime", "Converse", messages.message),
-        Endpoint("POST", re.compile("/v1/messages/count_tokens"), "bedrock-runtime", "CountTokens", messages.count),
-        Endpoint("GET", re.compile("/v1/models"), "bedrock", "ListImportedModels", _models),
-        Endpoint("GET", re.compile("/v1/models/(?P<label>.+)"), "bedrock", "GetImportedModel", _one_model),
+        Endpoint("POST", re.compile(f"{_ROOT}/messages"), "bedrock-runtime", "Converse", messages.message),
+        Endpoint(
+            "POST", re.compile(f"{_ROOT}/messages/count_tokens"), "bedrock-runtime", "CountTokens", messages.count
+        ),
+        Endpoint("GET", re.compile(f"{_ROOT}/models"), "bedrock", "ListImportedModels", _models),
+        Endpoint("GET", re.compile(f"{_ROOT}/models/(?P<label>.+)"), "bedrock", "GetImportedModel", _one_model),
     )
 
     def is_path(self, path: str, headers: Iterable[bytes]) -> bool:
-        if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        if path == "/v1/messages" or path.startswith(("/v1/messages/", "/anthropic/v1/")):
             return True
         return path.startswith("/v1/") and bool({b"anthropic-version", b"x-api-key"}.intersection(headers))
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from honmaru.core.errors import HonmaruError, NotFound
-from honmaru.gateway.dialects import Asked, Dialect, Endpoint, Translation, list_models, listed
-from honmaru.gateway.openai import chat
+from honmaru.gateway.dialects import Asked, Dialect, Endpoint, Translation, get_model, list_models
+from honmaru.gateway.openai import chat, embeddings, responses
 
 _ROOT = r"(?:/openai)?/v1"
 _ERRORS: Mapping[int, tuple[str, str | None]] = {
@@ -26,18 +26,17 @@ _ERRORS: Mapping[int, tuple[str, str | None]] = {
 }
 
 
-def _model(identifier: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-    created = int(summary["creationTime"].timestamp())
-    return {"id": identifier, "object": "model", "created": created, "owned_by": "imported"}
+def _model(model: Mapping[str, Any]) -> dict[str, Any]:
+    created = int(model["created"].timestamp())
+    return {"id": model["id"], "object": "model", "created": created, "owned_by": model["owner"]}
 
 
-def _models(_asked: Asked) -> Translation:
-    return list_models(lambda result: {"object": "list", "data": [_model(*pair) for pair in listed(result)]})
+def _models(asked: Asked) -> Translation:
+    return list_models(asked, lambda models: {"object": "list", "data": [_model(model) for model in models]})
 
 
 def _one_model(asked: Asked) -> Translation:
-    members = {"modelIdentifier": asked.label}
-    return Translation("GetImportedModel", members, lambda result: _model(asked.label, result))
+    return get_model(asked, _model)
 
 
 class OpenAiWire(Dialect):
@@ -47,6 +46,8 @@ class OpenAiWire(Dialect):
     request_id_header = b"x-request-id"
     endpoints = (
         Endpoint("POST", re.compile(f"{_ROOT}/chat/completions"), "bedrock-runtime", "Converse", chat.completion),
+        Endpoint("POST", re.compile(f"{_ROOT}/responses"), "bedrock-runtime", "Converse", responses.response),
+        Endpoint("POST", re.compile(f"{_ROOT}/embeddings"), "bedrock-runtime", "InvokeModel", embeddings.embeddings),
         Endpoint("GET", re.compile(f"{_ROOT}/models"), "bedrock", "ListImportedModels", _models),
         Endpoint("GET", re.compile(f"{_ROOT}/models/(?P<label>.+)"), "bedrock", "GetImportedModel", _one_model),
     )

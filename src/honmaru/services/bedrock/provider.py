@@ -1,6 +1,6 @@
 """The operations of Bedrock's control plane that honmaru carries.
 
-Foundation models are those that the enclave itself has: none are shipped, so the list is empty and says so truthfully.
+Foundation models are those of declared engines: none are shipped, so without a declaration the list is empty.
 """
 
 from __future__ import annotations
@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from honmaru.core.errors import NotFound
 from honmaru.jobs.model_import import KIND as JOB_KIND
-from honmaru.ports.models import MODEL_KIND, ModelServers
+from honmaru.ports.models import MODEL_KIND, FoundationModels, ModelServers
 from honmaru.ports.runtime import Ids
 from honmaru.security.calls import Call, Provider, Target
 from honmaru.security.guard import Record
-from honmaru.services.bedrock import imported_model, model_import_job, tags
+from honmaru.services.bedrock import foundation_model, imported_model, model_import_job, tags
 from honmaru.services.bedrock.paging import page
 
 Request = Mapping[str, Any]
@@ -38,9 +37,15 @@ class Bedrock(Provider):
     }
 
     def __init__(
-        self, roles: model_import_job.Roles, wake: Callable[[], None], servers: ModelServers, ids: Ids
+        self,
+        roles: model_import_job.Roles,
+        wake: Callable[[], None],
+        servers: ModelServers,
+        ids: Ids,
+        foundation: FoundationModels,
     ) -> None:
         self._roles, self._wake, self._servers, self._ids = roles, wake, servers, ids
+        self._foundation = foundation
 
     def create_model_import_job(self, call: Call, request: Request) -> dict[str, Any]:
         arn = model_import_job.create(call, request, self._roles, self._ids)
@@ -64,6 +69,7 @@ class Bedrock(Provider):
 
     def list_imported_models(self, call: Call, request: Request) -> dict[str, Any]:
         found, token = page(call.records.iterate(MODEL_KIND), request, "name")
+        call.beside["foundation"] = foundation_model.beside(call, self._foundation)
         return {"modelSummaries": [imported_model.summarise(call, record) for record in found], "nextToken": token}
 
     def delete_imported_model(self, call: Call, request: Request) -> dict[str, Any]:
@@ -71,15 +77,14 @@ class Bedrock(Provider):
         imported_model.delete(call, record, self._servers)
         return {}
 
-    def list_foundation_models(self, _call: Call, _request: Request) -> dict[str, Any]:
-        return {"modelSummaries": []}
+    def list_foundation_models(self, call: Call, request: Request) -> dict[str, Any]:
+        return {"modelSummaries": foundation_model.listed(call, request, self._foundation)}
 
-    def get_foundation_model(self, _call: Call, request: Request) -> dict[str, Any]:
-        raise NotFound(
-            f"Could not find foundation model {request['modelIdentifier']}; this enclave has no foundation models, "
-            "models are imported with CreateModelImportJob",
-            code="ResourceNotFoundException",
-        )
+    def get_foundation_model(self, call: Call, request: Request) -> dict[str, Any]:
+        return {"modelDetails": foundation_model.described(call, request["modelIdentifier"], self._foundation)}
+
+    def get_foundation_model_availability(self, call: Call, request: Request) -> dict[str, Any]:
+        return foundation_model.availability(call, request["modelId"], self._foundation)
 
     def list_tags_for_resource(self, call: Call, request: Request) -> dict[str, Any]:
         return {"tags": list(self._tagged(call, request["resourceARN"]).body["tags"])}

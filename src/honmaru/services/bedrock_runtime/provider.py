@@ -1,31 +1,32 @@
 """The operations of Bedrock's data plane that honmaru carries.
 
 Invariants:
-- A model that the session may not see is answered as one that does not exist, word for word.
 - The answer is produced at the session's label; usage counts are those of the engine.
+- What the chosen model cannot do is refused before its server is touched, naming model and feature.
 - A streamed answer fails as an HTTP error while nothing was generated, and as a modelled exception in the stream after.
 - When the client goes away the gateway closes the stream, and that cancels the generation.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
-from honmaru.core.errors import EngineFailed, NotFound, NotReady, ValidationFault
-from honmaru.deployments.catalog import artifact, find_model
-from honmaru.ports.models import MODEL_SERVICE, Delta, Generation, ModelArtifact, ModelServers
+from honmaru.core.conversation import converse, native
+from honmaru.core.conversation.model import unsupported
+from honmaru.core.errors import EngineFailed, ValidationFault
+from honmaru.ports.models import Completion, Delta, FoundationModels, Generation, ModelArtifact, ModelServers, Vectors
 from honmaru.ports.runtime import Clock
 from honmaru.security.calls import Call, Provider, Target
-from honmaru.services.bedrock_runtime import conversation, llama
+from honmaru.services.bedrock_runtime.model import modelled, require_chat, resolve
 
 Request = Mapping[str, Any]
 
 
 class BedrockRuntime(Provider):
-    """Converse and InvokeModel over `servers`."""
+    """Converse and InvokeModel over `servers`; `foundation` are the models of declared engines."""
 
     service = "bedrock-runtime"
     targets = {  # noqa: RUF012 - declared as a ClassVar by Provider
@@ -36,107 +37,153 @@ class BedrockRuntime(Provider):
         "CountTokens": Target("bedrock:CountTokens", "{modelId}"),
     }
 
-    def __init__(self, servers: ModelServers, clock: Clock) -> None:
-        self._servers, self._clock = servers, clock
+    def __init__(self, servers: ModelServers, clock: Clock, foundation: FoundationModels) -> None:
+        self._servers, self._clock, self._foundation = servers, clock, foundation
 
     async def converse(self, call: Call, request: Request) -> dict[str, Any]:
-        model = await self._chat_model(call, "InvokeModel", request["modelId"])
-        wanted = conversation.generation(request, model.name)
-        text, last, latency_ms = await self._whole(call, model, wanted)
-        paths = request.get("additionalModelResponseFieldPaths")
-        return {
-            "output": {"message": {"role": "assistant", "content": [{"text": text}]}},
-            "stopReason": conversation.stop_reason(last),
-            "usage": conversation.usage(last),
-            "metrics": {"latencyMs": latency_ms},
-            "additionalModelResponseFields": conversation.additional_fields(paths, last),
-        }
+        model = await self._model(call, "InvokeModel", request["modelId"])
+        wanted = self._wanted(call, model, request)
+        completion, latency_ms = await self._whole(call, model, wanted)
+        answer = converse.result(completion, request.get("additionalModelResponseFieldPaths"), latency_ms)
+        return {**answer, **_echo(request)}
 
     async def converse_stream(self, call: Call, request: Request) -> dict[str, Any]:
-        model = await self._chat_model(call, "InvokeModelWithResponseStream", request["modelId"])
-        wanted = conversation.generation(request, model.name)
+        model = await self._model(call, "InvokeModelWithResponseStream", request["modelId"])
+        wanted = self._wanted(call, model, request)
+        narration = converse.Narration(request.get("additionalModelResponseFieldPaths"))
         started = self._clock.monotonic()
         first, rest = await self._begin(call, model, wanted)
 
         async def events() -> AsyncGenerator[dict[str, Any], None]:
             async with contextlib.aclosing(rest):
-                yield {"messageStart": {"role": "assistant"}}
+                yield narration.start()
                 delta = first
                 while delta.finish is None:
-                    yield {"contentBlockDelta": {"contentBlockIndex": 0, "delta": {"text": delta.text}}}
+                    for event in narration.tell(delta):
+                        yield event
                     delta = await self._next(rest, model)
-                yield {"contentBlockStop": {"contentBlockIndex": 0}}
                 self._note(call, delta)
-                stop: dict[str, Any] = {"stopReason": conversation.stop_reason(delta)}
-                fields = conversation.additional_fields(request.get("additionalModelResponseFieldPaths"), delta)
-                if fields is not None:
-                    stop["additionalModelResponseFields"] = fields
-                yield {"messageStop": stop}
-                metrics = {"latencyMs": self._since(started)}
-                yield {"metadata": {"usage": conversation.usage(delta), "metrics": metrics}}
+                for event in narration.end(delta, self._since(started)):
+                    if "metadata" in event:
+                        event["metadata"].update(_echo(request))
+                    yield event
 
-        return {"stream": _Stream(events(), rest)}
+        return {"stream": Stream(events(), rest)}
 
     async def invoke_model(self, call: Call, request: Request) -> dict[str, Any]:
         model = await self._model(call, "InvokeModel", request["modelId"])
-        wanted = _native(request, model)
-        text, last, _ = await self._whole(call, model, wanted)
-        return {"body": llama.answer(text, last), "contentType": "application/json"}
+        asked = _native(call, request, model)
+        family = asked.family
+        if asked.embedding is not None:
+            vectors = await self._embed(call, model, asked.embedding)
+            assert isinstance(family, native.EmbeddingFamily)  # noqa: S101 - only they read embeddings
+            body = family.answer(asked.embedding, vectors, call.request_id)
+            return {"body": native.written(body), "contentType": "application/json"}
+        wanted = self._native_wanted(model, asked)
+        completion, latency_ms = await self._whole(call, model, wanted)
+        if isinstance(family, native.ChatFamily):
+            paths = (asked.members or {}).get("additionalModelResponseFieldPaths")
+            result = converse.result(completion, paths, latency_ms)
+            body = family.whole(result, model.name, call.request_id)
+        else:
+            assert isinstance(family, native.PromptFamily)  # noqa: S101 - the only ones left
+            body = family.whole(completion)
+        return {"body": native.written(body), "contentType": "application/json"}
 
     async def invoke_model_with_response_stream(self, call: Call, request: Request) -> dict[str, Any]:
         model = await self._model(call, "InvokeModelWithResponseStream", request["modelId"])
-        wanted = _native(request, model)
+        asked = _native(call, request, model)
+        if asked.embedding is not None:
+            raise unsupported(model.name, "streams of embeddings")
+        wanted = self._native_wanted(model, asked)
         started = self._clock.monotonic()
         first, rest = await self._begin(call, model, wanted)
         first_ms = self._since(started)
+        chunks = _Chunks(asked, model, call)
 
         async def events() -> AsyncGenerator[dict[str, Any], None]:
             async with contextlib.aclosing(rest):
+                for chunk in chunks.start():
+                    yield {"chunk": {"bytes": native.written(chunk)}}
                 delta = first
                 while delta.finish is None:
-                    yield {"chunk": {"bytes": llama.piece(delta.text)}}
+                    for chunk in chunks.tell(delta):
+                        yield {"chunk": {"bytes": native.written(chunk)}}
                     delta = await self._next(rest, model)
                 self._note(call, delta)
-                yield {"chunk": {"bytes": llama.last_piece(delta, self._since(started), first_ms)}}
+                latency_ms = self._since(started)
+                *others, last = chunks.end(delta, latency_ms)
+                for chunk in others:
+                    yield {"chunk": {"bytes": native.written(chunk)}}
+                yield {"chunk": {"bytes": native.written({**last, **native.metrics(delta, latency_ms, first_ms)})}}
 
-        return {"body": _Stream(events(), rest), "contentType": "application/json"}
+        return {"body": Stream(events(), rest), "contentType": "application/json"}
 
     async def count_tokens(self, call: Call, request: Request) -> dict[str, Any]:
         model = await self._model(call, "CountTokens", request["modelId"])
         given = request["input"]
         if given.get("converse") is not None:
-            _require_chat(model)
-            wanted = conversation.generation(given["converse"], model.name)
+            require_chat(model)
+            wanted = converse.generation(given["converse"], model.name)
+            wanted.check(model.name, model.features)
         elif given.get("invokeModel") is not None:
-            wanted = llama.generation(given["invokeModel"]["body"], model.name)
+            asked = native.read(given["invokeModel"]["body"], model.name, model.families)
+            wanted = self._native_wanted(model, asked)
         else:
             raise ValidationFault("input must hold converse or invokeModel")
-        with _modelled(model):
+        with modelled(model):
             return {"inputTokens": await self._servers.count_tokens(call.session, model, wanted)}
 
     async def _model(self, call: Call, operation: str, identifier: str) -> ModelArtifact:
-        return await asyncio.to_thread(_resolve, call, operation, identifier)
+        return await resolve(call, self._foundation, operation, identifier)
 
-    async def _chat_model(self, call: Call, operation: str, identifier: str) -> ModelArtifact:
-        model = await self._model(call, operation, identifier)
-        _require_chat(model)
-        return model
+    def _wanted(self, call: Call, model: ModelArtifact, request: Request) -> Generation:
+        require_chat(model)
+        wanted = converse.generation(request, model.name)
+        wanted.check(model.name, model.features)
+        _record(call, (request.get("serviceTier") or {}).get("type"), request.get("requestMetadata"))
+        return wanted
 
-    async def _whole(self, call: Call, model: ModelArtifact, wanted: Generation) -> tuple[str, Delta, int]:
+    def _native_wanted(self, model: ModelArtifact, asked: native.Asked) -> Generation:
+        wanted = asked.generation
+        if wanted is None:
+            if asked.members is None:
+                raise unsupported(model.name, "this operation on texts to embed")
+            require_chat(model)
+            try:
+                wanted = converse.generation(asked.members, model.name)
+            except (KeyError, TypeError, AttributeError, IndexError) as wrong:
+                # No service model has checked the members of a native body.
+                raise ValidationFault(f"Malformed input request: {type(wrong).__name__} at {wrong}") from None
+        wanted.check(model.name, model.features)
+        return wanted
+
+    async def _whole(self, call: Call, model: ModelArtifact, wanted: Generation) -> tuple[Completion, int]:
         started = self._clock.monotonic()
-        text = ""
-        with _modelled(model):
-            async with contextlib.aclosing(self._servers.generate(call.session, model, wanted)) as deltas:
-                async for delta in deltas:
-                    text += delta.text
-                    if delta.finish is not None:
-                        latency_ms = self._since(started)
-                        self._note(call, delta)
-                        call.response_headers["x-amzn-bedrock-input-token-count"] = str(delta.input_tokens)
-                        call.response_headers["x-amzn-bedrock-output-token-count"] = str(delta.output_tokens)
-                        call.response_headers["x-amzn-bedrock-invocation-latency"] = str(latency_ms)
-                        return text, delta, latency_ms
-            raise EngineFailed("the model ended its answer without saying why")
+        with modelled(model):
+            completion = await self._servers.complete(call.session, model, wanted)
+        latency_ms = self._since(started)
+        self._note(call, completion)
+        headers = call.response_headers
+        headers["x-amzn-bedrock-input-token-count"] = str(completion.input_tokens)
+        headers["x-amzn-bedrock-output-token-count"] = str(completion.output_tokens)
+        headers["x-amzn-bedrock-invocation-latency"] = str(latency_ms)
+        return completion, latency_ms
+
+    async def _embed(self, call: Call, model: ModelArtifact, asked: native.Embedding) -> Vectors:
+        if "embeddings" not in model.features:
+            raise unsupported(model.name, "embeddings")
+        started = self._clock.monotonic()
+        with modelled(model):
+            found = await self._servers.embed(call.session, model, asked.texts, None)
+        call.details |= {"inputTokens": found.input_tokens, "texts": len(asked.texts)}
+        call.response_headers["x-amzn-bedrock-input-token-count"] = str(found.input_tokens)
+        call.beside["tokens"] = found.input_tokens
+        call.response_headers["x-amzn-bedrock-invocation-latency"] = str(self._since(started))
+        size = len(found.vectors[0])
+        if asked.dimensions is not None and asked.dimensions > size:
+            raise ValidationFault(f"{asked.dimensions} dimensions were asked for; model {model.name} has {size}")
+        return Vectors([_shaped(vector, asked) for vector in found.vectors], found.input_tokens)
 
     async def _begin(
         self, call: Call, model: ModelArtifact, wanted: Generation
@@ -144,7 +191,7 @@ class BedrockRuntime(Provider):
         """Wait for the first piece, so that a model that cannot answer is an HTTP error and not a broken stream."""
         deltas = self._servers.generate(call.session, model, wanted)
         try:
-            with _modelled(model):
+            with modelled(model):
                 return await anext(deltas), deltas
         except BaseException:
             await deltas.aclose()
@@ -158,14 +205,16 @@ class BedrockRuntime(Provider):
                 f"model {model.name} failed while it answered: {fault}", code="ModelStreamErrorException"
             ) from None
 
-    def _note(self, call: Call, last: Delta) -> None:
+    def _note(self, call: Call, last: Delta | Completion) -> None:
         call.details |= {"inputTokens": last.input_tokens, "outputTokens": last.output_tokens}
+        if last.cached_tokens:
+            call.details["cacheReadInputTokens"] = last.cached_tokens
 
     def _since(self, started: float) -> int:
         return int((self._clock.monotonic() - started) * 1000)
 
 
-class _Stream(AsyncIterator[dict[str, Any]]):
+class Stream(AsyncIterator[dict[str, Any]]):
     """Events over a generation. Closing it cancels the generation, also when no event was taken yet."""
 
     def __init__(self, events: AsyncGenerator[dict[str, Any], None], deltas: AsyncGenerator[Delta, None]) -> None:
@@ -179,53 +228,67 @@ class _Stream(AsyncIterator[dict[str, Any]]):
         await self._deltas.aclose()
 
 
-def _resolve(call: Call, operation: str, identifier: str) -> ModelArtifact:
-    record = find_model(call.records_of(MODEL_SERVICE), identifier)
-    if record is None:
-        raise NotFound(
-            f"Could not resolve the model from the model identifier {identifier!r}; "
-            "list the models that you can use with ListImportedModels",
-            code="ResourceNotFoundException",
-        )
-    model = artifact(call.session, record)
-    if identifier != model.arn:
-        # The door asked about what the caller wrote; policies speak of ARNs.
-        call.authorize(f"bedrock:{operation}", model.arn)
-    call.resources.append((model.arn, "AWS::Bedrock::ImportedModel"))
-    return model
+class _Chunks:
+    """The chunks of a native stream, from the pieces of the answer."""
+
+    def __init__(self, asked: native.Asked, model: ModelArtifact, call: Call) -> None:
+        self._family = asked.family
+        self._narration = converse.Narration((asked.members or {}).get("additionalModelResponseFieldPaths"))
+        if isinstance(asked.family, native.ChatFamily):
+            self._write = asked.family.stream(model.name, call.request_id, int(call.now.timestamp()))
+
+    def _written(self, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [chunk for event in events for chunk in self._write(event)]
+
+    def start(self) -> list[dict[str, Any]]:
+        if isinstance(self._family, native.ChatFamily):
+            return self._written([self._narration.start()])
+        return []
+
+    def tell(self, delta: Delta) -> list[dict[str, Any]]:
+        if isinstance(self._family, native.ChatFamily):
+            return self._written(self._narration.tell(delta))
+        assert isinstance(self._family, native.PromptFamily)  # noqa: S101 - streams of embeddings are refused
+        return [self._family.piece(delta)] if delta.text else []
+
+    def end(self, delta: Delta, latency_ms: int) -> list[dict[str, Any]]:
+        if isinstance(self._family, native.ChatFamily):
+            return self._written(self._narration.end(delta, latency_ms))
+        assert isinstance(self._family, native.PromptFamily)  # noqa: S101 - streams of embeddings are refused
+        return [self._family.last(delta)]
 
 
-def _require_chat(model: ModelArtifact) -> None:
-    if not model.instruct:
-        raise ValidationFault(
-            f"This model doesn't support conversations, it has no chat template: {model.name}. Use InvokeModel."
-        )
+def _record(call: Call, tier: str | None, metadata: Mapping[str, str] | None) -> None:
+    """What the caller said about the request, for the ledger."""
+    if tier and tier != "default":
+        call.details["serviceTier"] = tier
+    if metadata:
+        call.details["requestMetadata"] = dict(metadata)
 
 
-def _native(request: Request, model: ModelArtifact) -> Generation:
+def _echo(request: Request) -> dict[str, Any]:
+    """The service tier that served the request, when one was asked for: there is one, whatever was asked for."""
+    return {"serviceTier": {"type": "default"}} if request.get("serviceTier") else {}
+
+
+def _native(call: Call, request: Request, model: ModelArtifact) -> native.Asked:
     if request.get("guardrailIdentifier"):
-        raise conversation.unsupported(model.name, "guardrails")
+        raise unsupported(model.name, "guardrails")
     if request.get("performanceConfigLatency") == "optimized":
-        raise conversation.unsupported(model.name, "latency-optimized inference")
-    if request.get("serviceTier") not in (None, "default"):
-        raise conversation.unsupported(model.name, f"service tier {request['serviceTier']!r}")
+        raise unsupported(model.name, "latency-optimized inference")
     for member in ("contentType", "accept"):
         kind = str(request.get(member) or "application/json").split(";")[0].strip().lower()
         if kind not in ("application/json", "*/*", "application/*"):
             raise ValidationFault(f"{member} {kind!r} is not supported; expected application/json")
-    return llama.generation(request.get("body") or b"", model.name)
+    _record(call, request.get("serviceTier"), None)
+    embeds = "embeddings" in model.features and "completions" not in model.features
+    return native.read(request.get("body") or b"", model.name, model.families, embeds=embeds)
 
 
-@contextlib.contextmanager
-def _modelled(model: ModelArtifact) -> Iterator[None]:
-    """Give the faults of a model server the codes that Bedrock has for them."""
-    try:
-        yield
-    except NotReady as fault:
-        raise NotReady(fault.message, code="ModelNotReadyException") from fault
-    except EngineFailed as fault:
-        raise EngineFailed(
-            fault.message,
-            code="ModelErrorException",
-            members={"originalStatusCode": 500, "resourceName": model.name},
-        ) from fault
+def _shaped(vector: Any, asked: native.Embedding) -> list[float]:
+    """A vector as it was asked for: its first dimensions, of length 1."""
+    values = list(vector[: asked.dimensions]) if asked.dimensions is not None else list(vector)
+    if not asked.normalize:
+        return values
+    length = math.sqrt(sum(value * value for value in values)) or 1.0
+    return [value / length for value in values]

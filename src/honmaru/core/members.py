@@ -1,4 +1,4 @@
-"""Readers of JSON members for dialects that no service model describes.
+"""Readers of JSON members for bodies that no service model describes.
 
 A reader takes (where, value) and gives the value, or raises: a ValidationFault that names the member, or Unsupported
 for what is well-formed and cannot be done. Tables of readers describe structures.
