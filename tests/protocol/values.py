@@ -25,6 +25,9 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 FIRST, LAST = datetime(1900, 1, 1, tzinfo=UTC), datetime(2242, 1, 1, tzinfo=UTC)
 
 
+SPAN_MS = int((LAST - FIRST) / timedelta(milliseconds=1))
+
+
 @dataclass(frozen=True)
 class Wire:
     """What bodies of a protocol hold, in one direction."""
@@ -177,13 +180,12 @@ class Values:
         form = shape.get("timestampFormat", "rfc822" if place == "header" else self.wire.timestamp)
         if place == "querystring":
             form = shape.get("timestampFormat", "iso8601")
-        span = (LAST - FIRST) / timedelta(milliseconds=1)
         moment = self.rng.choice(
             (
                 EPOCH,
                 FIRST,
                 LAST,
-                FIRST + timedelta(milliseconds=self.rng.randrange(int(span))),
+                FIRST + timedelta(milliseconds=self.rng.randrange(SPAN_MS)),
                 EPOCH - timedelta(days=1),
             )
         )

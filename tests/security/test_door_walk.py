@@ -1,0 +1,366 @@
+"""The walk along every implemented operation of every service: each is asked of IAM at the door, and refused there to
+a principal without policies, with an entry in the ledger; and the walk sees an operation that is not.
+
+The gateway is that of a real enclave (the composition root's own providers, identity, guard and ledger), driven
+without sockets. Requests are written by botocore with the least that each operation's shape allows.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import botocore.loaders
+import botocore.model
+import botocore.serialize
+import pytest
+from botocore.awsrequest import prepare_request_dict
+
+from honmaru.api import cbor
+from honmaru.api.models import Operation
+from honmaru.api.names import method_name
+from honmaru.app import enclave as composition
+from honmaru.app.enclave import Enclave
+from honmaru.app.settings import Settings
+from honmaru.core.labels import Label
+from honmaru.gateway.app import Gateway
+from honmaru.security.calls import Call, Provider, Target
+from honmaru.testing.gateways import GatewayUnderTest, Reply, Request
+from honmaru.testing.keep import quick_directory
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "protocol"))
+from sampling import SKIP, sample
+from test_round_trip import parts_of
+
+REGION = "us-gov-west-1"
+
+ON_EVERYTHING = {
+    "bedrock": {"ListFoundationModels", "ListImportedModels", "ListModelImportJobs"},
+    "braket": {"CreateJob", "SearchDevices", "SearchJobs", "SearchQuantumTasks", "SearchSpendingLimits"},
+    "cloudtrail": {"LookupEvents"},
+    "iam": {"GetAccountSummary", "ListGroups", "ListPolicies", "ListRoles", "ListUsers", "SimulateCustomPolicy"},
+    "logs": {
+        "DeleteQueryDefinition",
+        "DescribeQueries",
+        "DescribeQueryDefinitions",
+        "GetLogRecord",
+        "GetQueryResults",
+        "PutQueryDefinition",
+        "StopQuery",
+        "TestMetricFilter",
+    },
+    "sts": {"GetAccessKeyInfo"},
+}
+"""Operations that may leave their target out: AWS's service authorization reference gives them no resource type, so
+`service:Operation` on "*" is what their policies name."""
+
+ASKS_ITSELF = {
+    "braket": {"GetDevice", "CreateQuantumTask", "CreateSpendingLimit"},
+    "iam": {"CreateAccessKey", "DeleteAccessKey", "GetUser", "ListAccessKeys", "UpdateAccessKey"},
+    "s3": {"DeleteObjects"},
+    "sts": {"AssumeRole", "GetCallerIdentity", "GetSessionToken"},
+}
+"""Operations that IAM is not asked about at the door, each with its reason: the resource is known only to the service
+(braket's device, the user behind no name, each key of DeleteObjects), the role's trust policy decides (AssumeRole),
+or nothing is to be asked (the caller's own identity). `test_operations_that_ask_for_themselves` covers them."""
+
+
+class Door(GatewayUnderTest):
+    """The gateway of a real enclave with spies: what was appended to the ledger, and which methods ran."""
+
+    def __init__(self, enclave: Enclave, providers: list[Provider], kind: type[Gateway] = Gateway) -> None:
+        self.enclave = enclave
+        self.entries: list[Mapping[str, Any]] = []
+        self.ran: list[str] = []
+        self.providers = providers
+        for provider in providers:
+            for operation in enclave.gateway.models[provider.service].operations:
+                name = method_name(operation)
+                if hasattr(provider, name):
+                    setattr(provider, name, self._noted(name, getattr(provider, name)))
+        self.gateway = kind(**{**BUILT, "providers": providers, "ledger": self})
+
+    def _noted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        import functools
+        import inspect
+
+        if inspect.iscoroutinefunction(method):
+
+            @functools.wraps(method)
+            async def later(*args: Any) -> Any:
+                self.ran.append(name)
+                return await method(*args)
+
+            return later
+
+        @functools.wraps(method)
+        def now(*args: Any, **more: Any) -> Any:
+            self.ran.append(name)
+            return method(*args, **more)
+
+        return now
+
+    # what the gateway needs of a ledger
+    writable = True
+
+    def append(self, label: Label, entry: Mapping[str, Any]) -> Any:
+        self.entries.append(entry)
+        return self.enclave.ledger.append(label, entry)
+
+    def implemented(self) -> Iterator[tuple[Provider, Operation]]:
+        for provider in self.providers:
+            for operation in self.gateway.models[provider.service].operations.values():
+                if hasattr(provider, method_name(operation.name)):
+                    yield provider, operation
+
+    def least(self, operation: Operation, key: tuple[str, str]) -> Request | None:
+        """The least request of an operation, as botocore writes it, signed with `key`."""
+        service = operation.service
+        members = sample(service, operation.input, full=False) if operation.input else {}
+        if members is SKIP:
+            return None
+        members = self._at_home(members)
+        boto = _boto(service.name)
+        serializer = botocore.serialize.create_serializer(service.protocol, include_validation=False)
+        wire = serializer.serialize_to_request(members, boto.operation_model(operation.name))
+        prepare_request_dict(wire, endpoint_url="https://127.0.0.1:8443", context={})
+        method, path, _, headers, body = parts_of(wire)
+        query = wire["url"].partition("?")[2]
+        return self.signed(
+            service.signing_name,
+            method,
+            path,
+            query=query,
+            headers=list(headers.items()),
+            body=body or b"",
+            key=key,
+            region=REGION,
+        )
+
+    def _at_home(self, value: Any) -> Any:
+        """The value with every ARN in it of this enclave's partition, region and account."""
+        if isinstance(value, dict):
+            return {name: self._at_home(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self._at_home(item) for item in value]
+        if isinstance(value, str) and value.startswith("arn:"):
+            _, _, service, region, account, rest = value.split(":", 5)
+            home = (self.enclave.partition.name, service, region and REGION, account and self.enclave.account)
+            return ":".join(("arn", *home, rest))
+        return value
+
+    def problem(self, provider: Provider, operation: Operation, key: tuple[str, str]) -> str | None:
+        """What is wrong with how an operation is guarded; None when it is as it must be."""
+        service, name = operation.service.name, operation.name
+        if name in provider.unauthorized:
+            return None if name in ASKS_ITSELF.get(service, ()) else "IAM is not asked about it at the door"
+        declared = provider.targets.get(name)
+        if declared is None and name not in ON_EVERYTHING.get(service, ()):
+            return "it states no IAM action and resource"
+        targets = [declared] if isinstance(declared, Target) else list(declared or ())
+        if any(":" not in target.action or not target.resource for target in targets):
+            return "its target names no action or resource"
+        request = self.least(operation, key)
+        if request is None:
+            return "no request for it could be drawn: give tests/protocol/sampling.py what it lacks"
+        self.ran.clear()
+        reply = self.send(request)
+        code = _code(reply)
+        if self.ran:
+            return f"it ran for a principal without policies ({reply.status})"
+        if reply.status not in (400, 403) or code not in ("AccessDenied", "AccessDeniedException"):
+            return f"a principal without policies got {reply.status} {code}, not AccessDenied: {reply.body[:200]!r}"
+        request_id = reply.headers.get("x-amzn-requestid") or reply.headers.get("x-amz-request-id")
+        mine = [entry for entry in self.entries if entry.get("requestID") == request_id]
+        decisions = [(entry["errorCode"], entry["honmaru"]["decision"]) for entry in mine]
+        if decisions != [(code, "deny")]:
+            return f"its refusal stands in the ledger as {decisions}"
+        return None
+
+    def walk(self, key: tuple[str, str]) -> dict[str, str]:
+        return {
+            f"{operation.service.name}:{operation.name}": problem
+            for provider, operation in self.implemented()
+            if (problem := self.problem(provider, operation, key)) is not None
+        }
+
+
+def _boto(name: str) -> botocore.model.ServiceModel:
+    if name not in _MODELS:
+        model = botocore.loaders.Loader().load_service_model(name, "service-2")
+        _MODELS[name] = botocore.model.ServiceModel(model, name)
+    return _MODELS[name]
+
+
+_MODELS: dict[str, botocore.model.ServiceModel] = {}
+
+
+def _code(reply: Reply) -> str:
+    kind = reply.headers.get("content-type", "")
+    if not reply.body:  # HEAD, or an answer without members
+        return "AccessDenied" if reply.status == 403 else ""
+    if "cbor" in kind:
+        return str(cbor.decode(reply.body)["__type"]).rpartition("#")[2]
+    if "json" in kind:
+        return str(json.loads(reply.body).get("__type") or reply.headers["x-amzn-errortype"]).rpartition("#")[2]
+    found = ElementTree.fromstring(reply.body).iter()
+    return next((node.text or "" for node in found if node.tag.rpartition("}")[2] == "Code"), "")
+
+
+BUILT: dict[str, Any] = {}
+"""What the composition root gave to the gateway."""
+
+
+def _built(**parts: Any) -> Gateway:
+    BUILT.update(parts)
+    return Gateway(**parts)
+
+
+@pytest.fixture(scope="module")
+def enclave() -> Iterator[Enclave]:
+    with quick_directory() as directory:
+        directory.chmod(0o700)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(composition, "Gateway", _built)
+            enclave = Enclave(Settings(data=directory, region=REGION, http=True))
+        enclave.identity.bootstrap()
+        enclave.identity.create_user("nobody", "SECRET", [])
+        yield enclave
+        enclave.gateway.close()
+        enclave.model_servers.close()
+        enclave.ledger.close()
+        enclave.records.close()
+
+
+@pytest.fixture(scope="module")
+def nobody(enclave: Enclave) -> tuple[str, str]:
+    return enclave.identity.access_key("nobody", Label.parse("UNCLASSIFIED"))
+
+
+@pytest.fixture(scope="module")
+def door(enclave: Enclave) -> Iterator[Door]:
+    door = Door(enclave, list(enclave.providers))
+    yield door
+    door.gateway.close()
+
+
+def test_every_operation_is_asked_of_iam_and_refused_at_the_door(door: Door, nobody: tuple[str, str]) -> None:
+    operations = list(door.implemented())
+    assert len(operations) > 150
+    assert door.walk(nobody) == {}
+
+
+def test_operations_that_ask_for_themselves(door: Door, nobody: tuple[str, str]) -> None:
+    """None of them does anything for a principal without policies but say who it is, and each leaves an entry."""
+    expected = {"GetCallerIdentity": {200}, "GetSessionToken": {200}, "DeleteObjects": {404}}
+    for provider, operation in door.implemented():
+        if operation.name in provider.unauthorized:
+            request = door.least(operation, nobody)
+            assert request is not None, operation
+            reply = door.send(request)
+            unknown = {404} if operation.service.name == "braket" else set()  # a device that there is not
+            assert reply.status in expected.get(operation.name, {403} | unknown), (operation, reply)
+            if reply.status == 403:
+                assert _code(reply) == "AccessDenied"
+            request_id = reply.headers.get("x-amzn-requestid") or reply.headers.get("x-amz-request-id")
+            assert any(entry.get("requestID") == request_id for entry in door.entries), operation
+
+
+def test_deleting_many_objects_asks_for_each(door: Door, enclave: Enclave, nobody: tuple[str, str]) -> None:
+    admin = enclave.identity.access_key("admin", Label.parse("UNCLASSIFIED"))
+
+    def s3(method: str, path: str, key: tuple[str, str], query: str = "", body: bytes = b"") -> Reply:
+        headers = [("Content-MD5", base64.b64encode(hashlib.md5(body).digest()).decode())]
+        return door.send(
+            door.signed("s3", method, path, query=query, headers=headers, body=body, key=key, region=REGION)
+        )
+
+    location = (
+        f"<CreateBucketConfiguration><LocationConstraint>{REGION}</LocationConstraint></CreateBucketConfiguration>"
+    )
+    assert s3("PUT", "/door-walk", admin, body=location.encode()).status == 200
+    assert s3("PUT", "/door-walk/kept", admin, body=b"x").status == 200
+    reply = s3("POST", "/door-walk", nobody, "delete=", b"<Delete><Object><Key>kept</Key></Object></Delete>")
+    assert (reply.status, b"<Code>AccessDenied</Code>" in reply.body) in ((200, True), (403, True)), reply.body
+    assert s3("GET", "/door-walk/kept", admin).body == b"x"
+
+
+def test_the_lists_of_exceptions_hold_nothing_that_is_gone(door: Door) -> None:
+    known = {(operation.service.name, operation.name): provider for provider, operation in door.implemented()}
+    for service, names in ON_EVERYTHING.items():
+        for name in names:
+            assert name not in known[service, name].targets, f"{service}:{name} has a target: strike it"
+    for service, names in ASKS_ITSELF.items():
+        for name in names:
+            assert name in known[service, name].unauthorized, f"{service}:{name} is asked at the door: strike it"
+
+
+class Logs(Provider):
+    """Two operations: one as it must be, one as the test wants it."""
+
+    service = "logs"
+    targets = {"CreateLogGroup": Target("logs:CreateLogGroup", "*")}  # noqa: RUF012
+
+    def create_log_group(self, call: Call, request: Mapping[str, Any]) -> None:
+        return None
+
+    def delete_log_group(self, call: Call, request: Mapping[str, Any]) -> None:
+        return None
+
+
+class Unguarded(Gateway):
+    """A gateway that forgot to ask."""
+
+    def handlers(self, wire: Any) -> Any:
+        kept = [handler for handler in super().handlers(wire) if getattr(handler, "__name__", "") != "authorize"]
+        assert len(kept) == len(super().handlers(wire)) - 1
+        return tuple(kept)
+
+
+class Unrecorded(Gateway):
+    """A gateway that keeps no entry of refusals."""
+
+    async def _refuse(self, exchange: Any, wire: Any, error: Exception) -> None:
+        ledger, self.pipeline.ledger = self.pipeline.ledger, self._nothing()
+        try:
+            await super()._refuse(exchange, wire, error)
+        finally:
+            self.pipeline.ledger = ledger
+
+    @staticmethod
+    def _nothing() -> Any:
+        from honmaru.testing.keep import MemoryLog
+
+        return MemoryLog()
+
+
+@pytest.mark.parametrize("sabotage", ["none", "no target", "unauthorized", "no door", "no entry"])
+def test_sabotage_an_unguarded_operation_is_found(enclave: Enclave, nobody: tuple[str, str], sabotage: str) -> None:
+    provider = Logs()
+    good = {**Logs.targets, "DeleteLogGroup": Target("logs:DeleteLogGroup", "*")}
+    if sabotage != "no target":
+        provider.targets = good  # type: ignore[misc]
+    if sabotage == "unauthorized":
+        provider.unauthorized = frozenset({"DeleteLogGroup"})  # type: ignore[misc]
+    kind = {"no door": Unguarded, "no entry": Unrecorded}.get(sabotage, Gateway)
+    door = Door(enclave, [provider], kind)
+    found = door.walk(nobody)
+    door.gateway.close()
+    expected = {
+        "none": {},
+        "no target": {"logs:DeleteLogGroup": "it states no IAM action and resource"},
+        "unauthorized": {"logs:DeleteLogGroup": "IAM is not asked about it at the door"},
+        "no door": dict.fromkeys(
+            ("logs:CreateLogGroup", "logs:DeleteLogGroup"), "it ran for a principal without policies (200)"
+        ),
+        "no entry": dict.fromkeys(
+            ("logs:CreateLogGroup", "logs:DeleteLogGroup"), "its refusal stands in the ledger as []"
+        ),
+    }
+    assert found == expected[sabotage]
