@@ -83,7 +83,7 @@ class Workshop:
         self.buckets = S3Buckets(self.guard, self.identity, self.ledger, self.clock, self.ids, commits)
         self.s3 = S3(self.ids, commits)
         self.log_store = LogStore(self.guard, self.clock, self.ids)
-        self.logs = Logs(self.log_store)
+        self.logs = Logs(self.log_store, self.clock)
         self.executor = LocalExecutor(directory / "executor")
         capacity = Capacity(cores=os.cpu_count() or 1, memory_bytes=3 << 29)
         environments = Environments(directory / "environments.json", sys.prefix)
