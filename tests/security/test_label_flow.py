@@ -14,6 +14,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ SESSIONS = [
     )
 ]
 BUCKETS, KEYS = ("bucket-1", "bucket-2"), ("a", "a/b", "d")
-ROUNDS = 300 if os.environ.get("HONMARU_LONG") == "1" else 6
+ROUNDS = 300 if os.environ.get("HONMARU_LONG") == "1" else 16
 LENGTH = 80
 
 
@@ -62,6 +63,8 @@ class World:
         self.keep = Keep(directory)
         self.s3 = S3(self.keep.ids, BucketCommits())
         self.uploads: dict[tuple[str, str], list[tuple[str, str]]] = {}
+        self.versions: dict[tuple[str, str, str], list[str]] = {}
+        """Version ids that each session was shown, by (session, bucket, key)."""
         self.records: dict[str, list[Record]] = {}
         self.s3.create_bucket(self.keep.call(SESSIONS[0], "CreateBucket"), {"Bucket": BUCKETS[0]})
 
@@ -134,7 +137,28 @@ def s3_request(world: World, action: Action) -> tuple[str, dict[str, Any]]:
     paging = chance.choice(
         [{}, {"MaxKeys": 1}, {"Delimiter": "/"}, {"Prefix": "a"}, {"Delimiter": "/", "StartAfter": "a"}]
     )
+    known = world.versions.get((action.who.principal_arn, bucket, key), [])
+    version = {"VersionId": chance.choice([*known[-4:], "null"])}
+    versioning = {"Status": chance.choice(["Enabled", "Enabled", "Suspended"])}
+    until = world.keep.clock.now() + timedelta(seconds=chance.choice([1, 40]))
+    marker = {} if len(known) < 2 else {"KeyMarker": key, "VersionIdMarker": chance.choice(known)}
     table: list[tuple[str, dict[str, Any]]] = [
+        ("CreateBucket", {"Bucket": bucket, "ObjectLockEnabledForBucket": True}),
+        ("PutBucketVersioning", {"Bucket": bucket, "VersioningConfiguration": versioning}),
+        ("PutBucketVersioning", {"Bucket": bucket, "VersioningConfiguration": versioning}),
+        ("GetBucketVersioning", {"Bucket": bucket}),
+        ("ListObjectVersions", {"Bucket": bucket, **chance.choice([{}, {"MaxKeys": 2}, {"Delimiter": "/"}, marker])}),
+        ("ListObjectVersions", {"Bucket": bucket, "Prefix": chance.choice(["", "a"])}),
+        ("GetObject", {**place, **version}),
+        ("GetObject", {**place, **version}),
+        ("DeleteObject", {**place, **version}),
+        ("DeleteObject", {**place, **version, "BypassGovernanceRetention": True}),
+        ("DeleteObject", {**place, "IfMatch": "*"}),
+        ("CopyObject", {**place, "CopySource": f"{bucket}/{key}?versionId={version['VersionId']}"}),
+        ("PutObjectTagging", {**place, **version, "Tagging": {"TagSet": [{"Key": "n", "Value": str(action.number)}]}}),
+        ("PutObjectLegalHold", {**place, **version, "LegalHold": {"Status": chance.choice(["ON", "OFF"])}}),
+        ("PutObjectRetention", {**place, "Retention": {"Mode": "GOVERNANCE", "RetainUntilDate": until}}),
+        ("GetObjectRetention", place),
         ("CreateBucket", {"Bucket": bucket}),
         ("CreateBucket", {"Bucket": bucket}),
         ("DeleteBucket", {"Bucket": bucket}),
@@ -171,6 +195,11 @@ def s3_step(world: World, action: Action) -> str:
     if operation == "CreateMultipartUpload":
         place = (action.who.principal_arn, request["Bucket"])
         world.uploads.setdefault(place, []).append((request["Key"], answer["UploadId"]))
+    shown = [answer, *(answer.get("Versions") or ()), *(answer.get("DeleteMarkers") or ())]
+    for one in shown:
+        if one.get("VersionId"):
+            place_of = (action.who.principal_arn, request["Bucket"], one.get("Key") or request.get("Key", ""))
+            world.versions.setdefault(place_of, []).append(one["VersionId"])
     if "Body" in answer:
         answer["Body"] = b"".join(answer["Body"])
     return repr((operation, call.status, call.response_headers, answer))
@@ -196,7 +225,7 @@ def test_what_a_session_sees_does_not_depend_on_sessions_it_does_not_dominate(tm
 def test_the_random_actions_reach_every_operation_and_many_outcomes(tmp_path: Path) -> None:
     """A search that only met errors would prove nothing."""
     done: dict[str, int] = {}
-    for seed in range(10):
+    for seed in range(30):
         world = World(tmp_path / str(seed))
         script = actions(seed)
         shown = world.run(script, s3_step)
@@ -212,6 +241,8 @@ def test_the_random_actions_reach_every_operation_and_many_outcomes(tmp_path: Pa
         "DeleteBucket",
         "CopyObject",
         "UploadPart",
+        "ListObjectVersions",
+        "PutBucketVersioning",
     ):
         assert done.get(operation, 0) >= 1, done
 
@@ -265,11 +296,26 @@ def _count_everything_before_deleting_a_bucket(patch: pytest.MonkeyPatch) -> Non
     patch.setattr(bucket_module, "delete", counting)
 
 
+def _every_version_is_listed(patch: pytest.MonkeyPatch) -> None:
+    """The new listing without its filter: every instance of a version, at whatever label."""
+
+    def every(
+        self: GuardedRecords, kind: str, *, prefix: str = "", after: str = "", page: int = 256
+    ) -> Iterator[Record]:
+        rows = self._guard.page(
+            self._session.account, self._service, kind, self._guard.all_labels(), prefix, after, None, 999
+        )
+        return (self._guard.open(row) for row in rows)
+
+    patch.setattr(GuardedRecords, "iterate_instances", every)
+
+
 SABOTAGES = {
     "every label is visible": (_every_label_is_visible, "guard"),
     "every label is visible (S3)": (_every_label_is_visible, "s3"),
     "one name over all labels": (_one_name_over_all_labels, "guard"),
     "write down": (_write_down, "guard"),
+    "a list of versions shows what is above": (_every_version_is_listed, "s3"),
     "deleting a bucket counts what is above": (_count_everything_before_deleting_a_bucket, "s3"),
 }
 

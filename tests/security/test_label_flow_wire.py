@@ -83,7 +83,7 @@ class World:
                 Iam(identity),
                 S3(keep.ids, commits),
                 SageMaker(identity, buckets, environments, lambda: None, capacity, keep.ids),
-                Logs(logs),
+                Logs(logs, keep.clock),
                 CloudTrail(self.ledger),
             ),
             identity=identity,
@@ -207,6 +207,10 @@ def perform(clients: Clients, world: World, marking: str, chance: random.Random,
         lambda: s3.head_object(**place),
         lambda: s3.delete_object(**place),
         lambda: s3.list_objects_v2(Bucket=bucket, MaxKeys=chance.choice([1, 10])),
+        lambda: s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"}),
+        lambda: s3.list_object_versions(Bucket=bucket, MaxKeys=chance.choice([1, 10])),
+        lambda: s3.get_object(**place, VersionId=_oldest(s3.list_object_versions(Bucket=bucket))),
+        lambda: s3.delete_object(**place, VersionId="null"),
         lambda: logs.create_log_group(logGroupName=name),
         lambda: logs.create_log_stream(**where),
         lambda: logs.put_log_events(
@@ -228,6 +232,10 @@ def perform(clients: Clients, world: World, marking: str, chance: random.Random,
         chance.choice(choices)()
     except ClientError:
         pass
+
+
+def _oldest(page: Mapping[str, Any]) -> str:
+    return str(page.get("Versions", [{"VersionId": "null"}])[-1]["VersionId"])
 
 
 Script = list[tuple[int, str, int]]
