@@ -126,6 +126,7 @@ class Gateway:
             await _plain(send, 200, b"ok\n")
             return
         exchange = Exchange(scope, receive, send, self._ids.uuid(), self._clock.now())
+        scope["honmaru.exchange"] = exchange
         wire = exchange.wire = next(wire for wire in self.wires if wire.owns(exchange))
         try:
             for handler in self.handlers(wire):
@@ -183,10 +184,8 @@ class Gateway:
         bodiless = answer.status in (204, 304)
         if not bodiless and not any(name == b"content-length" for name, _ in headers):
             headers.append((b"content-length", str(len(answer.body)).encode()))
-        exchange.started = True
-        await exchange.send({"type": "http.response.start", "status": answer.status, "headers": headers})
         body = b"" if exchange.method == "HEAD" or bodiless else answer.body
-        await exchange.send({"type": "http.response.body", "body": body})
+        await _whole(exchange, answer.status, headers, body)
 
     @staticmethod
     def _headers(exchange: Exchange, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -273,9 +272,7 @@ class Gateway:
             headers.append((b"content-length", str(len(body)).encode()))
         if _unread(exchange):
             headers.append((b"connection", b"close"))
-        exchange.started = True
-        await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
-        await exchange.send({"type": "http.response.body", "body": body})
+        await _whole(exchange, status, headers, body)
 
     @staticmethod
     def _log_unexpected(exchange: Exchange, error: Exception) -> None:
@@ -307,6 +304,17 @@ def _unread(exchange: Exchange) -> bool:
         return not exchange.upload.finished
     has_body = exchange.headers.get("content-length", "0") != "0" or "transfer-encoding" in exchange.headers
     return has_body and exchange.request_digest is None
+
+
+async def _whole(exchange: Exchange, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    """Sends an answer that is complete: at once where the server can (`gateway.http`), else as ASGI has it."""
+    exchange.started = True
+    at_once = exchange.scope.get("honmaru.answer")
+    if at_once is not None:
+        at_once(status, headers, body)
+        return
+    await exchange.send({"type": "http.response.start", "status": status, "headers": headers})
+    await exchange.send({"type": "http.response.body", "body": body})
 
 
 def _is_plain(scope: Scope) -> bool:

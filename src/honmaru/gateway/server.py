@@ -1,136 +1,30 @@
-"""uvicorn with the gateway's limits on connections: TLS, header bytes and time, URL length, keep-alive.
+"""The server's life: listens, speaks TLS, sweeps what idles, and ends what runs before it stops.
 
 Invariants:
-- A client that sends its headers slowly, or too many of them, is cut off before the application sees anything.
-- At most `limits.connections` connections are open.
 - `serve` returns only after the running requests have ended, at most `grace_s` after `stopping` was set.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import socket
 import ssl
 import threading
-from asyncio import TimerHandle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
 
-import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from honmaru.core.errors import ConfigurationFault
+from honmaru.gateway.http import Application, Connection, Server
 from honmaru.gateway.limits import Limits
 
-_LOG = logging.getLogger("honmaru.gateway")
 _POLL_S = 0.1
-
-
-class LimitedProtocol(HttpToolsProtocol):
-    """An HTTP/1.1 connection that enforces `limits` before a request exists."""
-
-    limits: ClassVar[Limits] = Limits()
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._header_bytes = 0
-        self._in_headers = False
-        self._header_timer: TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > self.limits.connections:
-            transport.close()
-            return
-        self._start_timer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_timer()
-        super().connection_lost(exc)
-
-    def shutdown(self) -> None:
-        """The server stops: an idle connection goes at once, a busy one after its answer.
-
-        A TLS close would wait for the peer's goodbye, which a client with a pooled connection never reads.
-        """
-        if self._idle():
-            self._stop_timer()
-            self.transport.abort()
-        else:
-            super().shutdown()
-
-    def data_received(self, data: bytes) -> None:
-        if self._header_timer is None and not self._in_headers and self._idle():
-            self._start_timer()
-        super().data_received(data)
-
-    def on_message_begin(self) -> None:
-        self._header_bytes = 0
-        self._in_headers = True
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        super().on_url(url)
-        if len(self.url) > self.limits.url_bytes:
-            self._cut_off(b"414 URI Too Long")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._header_bytes += len(name) + len(value)
-        if self._header_bytes > self.limits.header_bytes or len(self.headers) >= self.limits.headers:
-            self._cut_off(b"431 Request Header Fields Too Large")
-            return
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self._in_headers = False
-        self._stop_timer()
-        if not self.transport.is_closing():
-            super().on_headers_complete()
-
-    def on_body(self, body: bytes) -> None:
-        if self.cycle is not None:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        if self.cycle is not None:
-            super().on_message_complete()
-
-    def _idle(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
-    def _start_timer(self) -> None:
-        self._header_timer = self.loop.call_later(self.limits.header_s, self._too_slow)
-
-    def _stop_timer(self) -> None:
-        if self._header_timer is not None:
-            self._header_timer.cancel()
-            self._header_timer = None
-
-    def _too_slow(self) -> None:
-        self._header_timer = None
-        if not self.transport.is_closing():
-            self._cut_off(b"408 Request Timeout")
-
-    def _cut_off(self, status: bytes) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-            self.transport.close()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's server without its signal handlers: the caller's `stopping` event is the only way to stop it."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+_BACKLOG = 1024
 
 
 def serve(
-    app: Any,
+    app: Application,
     *,
     host: str,
     port: int,
@@ -152,43 +46,51 @@ def serve(
     if certificate is None and host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigurationFault([f"plain HTTP is served on a loopback address only, not on {host}: leave out --http"])
     listener = _listen(host, port)
-    protocol = type("Protocol", (LimitedProtocol,), {"limits": limits})
-    config = uvicorn.Config(
-        app,
-        http=protocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=limits.keep_alive_s,
-        timeout_graceful_shutdown=int(grace_s),
-        backlog=1024,
-    )
-    config.load()
-    if certificate is not None:
-        config.ssl = _tls(certificate, key)
-    server = _Server(config)
+    context = None if certificate is None else _tls(certificate, key)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(server, listener, ready, stopping))
+            runner.run(_run(app, listener, context, limits, ready, stopping, grace_s))
     finally:
         listener.close()
 
 
 async def _run(
-    server: _Server, listener: socket.socket, ready: Callable[[int], None], stopping: threading.Event
+    app: Application,
+    listener: socket.socket,
+    context: ssl.SSLContext | None,
+    limits: Limits,
+    ready: Callable[[int], None],
+    stopping: threading.Event,
+    grace_s: float,
 ) -> None:
-    serving = asyncio.ensure_future(server.serve(sockets=[listener]))
-    announced = False
-    while not serving.done():
-        if server.started and not announced:
-            announced = True
-            ready(listener.getsockname()[1])
-        if stopping.is_set():
-            server.should_exit = True
-        await asyncio.wait({serving}, timeout=_POLL_S if announced else 0.01)
-    await serving
+    loop = asyncio.get_running_loop()
+    shared = Server(app, limits, loop)
+    accepting = await loop.create_server(
+        lambda: Connection(shared),
+        sock=listener,
+        ssl=context,
+        backlog=_BACKLOG,
+        # A handshake is not yet a connection for anybody but these limits.
+        ssl_handshake_timeout=None if context is None else limits.header_s,
+        ssl_shutdown_timeout=None if context is None else 2.0,
+    )
+    ready(listener.getsockname()[1])
+    pause = max(0.02, min(_POLL_S, limits.header_s / 4, limits.keep_alive_s / 4))
+    while not stopping.is_set():
+        await asyncio.sleep(pause)
+        shared.connections.sweep()
+    shared.stopping = True
+    accepting.close()
+    for connection in shared.connections.all():
+        connection.shutdown()
+    if shared.tasks:
+        await asyncio.wait(shared.tasks, timeout=grace_s)
+    for connection in shared.connections.all():
+        connection.evict()
+    for task in shared.tasks:
+        task.cancel()
+    if shared.tasks:
+        await asyncio.wait(shared.tasks, timeout=1.0)
 
 
 def _listen(host: str, port: int) -> socket.socket:
