@@ -26,7 +26,7 @@ from honmaru.security.calls import Call
 from honmaru.security.guard import Guard, GuardedChange, GuardedRecords, Record
 from honmaru.services.s3 import bucket as buckets
 from honmaru.services.s3 import retention, versions
-from honmaru.services.s3.events import ObjectEvent, created
+from honmaru.services.s3.events import ObjectEvent, created, removed
 from honmaru.services.s3.requests import check_write_conditions, conflicting
 
 _ATTEMPTS = 16
@@ -225,7 +225,7 @@ def _cover(call: Call, commits: buckets.BucketCommits, request: Mapping[str, Any
     changes, blobs = versions.succession(records, bucket, name, head, body, versions.MARKER)
     marker = versions.id_of(body)
     event = ObjectEvent(
-        "ObjectRemoved:DeleteMarkerCreated", bucket, request["Key"], marker, None, None, versions.order_of(body)
+        removed(call.operation, marker=True), bucket, request["Key"], marker, None, None, versions.order_of(body)
     )
     return changes + commits.events.changes(call, event), blobs, Removed(marker, True)
 
@@ -244,7 +244,13 @@ def _destroy(
     changes, blobs = versions.removal(call.records, bucket.name, found)
     version_id = versions.id_of(found.body) if versions.status_of(bucket) else None
     event = ObjectEvent(
-        "ObjectRemoved:Delete", bucket, request["Key"], version_id, None, None, versions.order_of(found.body)
+        removed(call.operation, marker=False),
+        bucket,
+        request["Key"],
+        version_id,
+        None,
+        None,
+        versions.order_of(found.body),
     )
     changes += commits.events.changes(call, event)
     return changes, blobs, Removed(request.get("VersionId"), versions.is_marker(found))

@@ -40,6 +40,9 @@ class ObjectEvent:
     order: str
 
 
+EXPIRATION = "LifecycleExpiration"
+"""What the lifecycle runner does, as an operation."""
+
 Listener = Callable[[Call, ObjectEvent], Iterable[GuardedChange]]
 
 _CREATED = {
@@ -52,6 +55,12 @@ _CREATED = {
 def created(operation: str) -> str:
     """The name of the event of an object made by an operation."""
     return _CREATED.get(operation, "ObjectCreated:Put")
+
+
+def removed(operation: str, *, marker: bool) -> str:
+    """The name of the event of a deletion: of a version, or by a delete marker that was made."""
+    family = "LifecycleExpiration" if operation == EXPIRATION else "ObjectRemoved"
+    return f"{family}:{'DeleteMarkerCreated' if marker else 'Delete'}"
 
 
 class ObjectEvents:
