@@ -63,6 +63,8 @@ class Authority(Protocol):
 
     def bearer(self, token: str) -> Session: ...
 
+    def nobody(self) -> Session: ...
+
     def require(self, session: Session, action: str, resource_arn: str, context: Mapping[str, Any]) -> str: ...
 
     @property
@@ -116,6 +118,7 @@ class Pipeline:
         self._uploads = Places(limits.uploads, limits.uploads_each)
         self._streams = Places(limits.streams, limits.streams_each)
         self._bound: dict[Operation, _Bound] = {}
+        self._unsigned: set[Operation] = set()
         problems = []
         for provider in providers:
             service = models[provider.service]
@@ -125,6 +128,8 @@ class Pipeline:
             for operation in service.operations.values():
                 method = getattr(provider, method_name(operation.name), None)
                 if method is not None:
+                    if operation.name in provider.unsigned:
+                        self._unsigned.add(operation)
                     self._bound[operation] = _Bound(provider, operation, method)
         if problems:
             raise ConfigurationFault(problems)
@@ -133,6 +138,10 @@ class Pipeline:
         """Raises LedgerUnavailable while the ledger cannot be written."""
         if not self.ledger.writable:
             raise LedgerUnavailable("The audit ledger cannot be written. Requests are refused until it can.")
+
+    def needs_no_signature(self, operation: Operation) -> bool:
+        """Whether what the operation carries is its own proof (an identity token)."""
+        return operation in self._unsigned
 
     def check_label_tags(self, exchange: Exchange) -> None:
         """Raises ValidationFault when the request states another label than the session's."""

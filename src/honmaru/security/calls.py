@@ -207,6 +207,10 @@ class Provider:
     unauthorized: ClassVar[frozenset[str]] = frozenset()
     """Operations that any authenticated principal may call (sts:GetCallerIdentity)."""
 
+    unsigned: ClassVar[frozenset[str]] = frozenset()
+    """Operations that carry their own proof and need no signature (sts:AssumeRoleWithWebIdentity). They run as nobody,
+    at the lowest label, and must be among `unauthorized`."""
+
     arn_services: ClassVar[tuple[str, ...]] = ()
     """Services in ARNs (the third component) whose resources `resource` knows."""
 

@@ -1,7 +1,8 @@
 """The AWS half of a request's life: identify → claim → receive → verify → parse, and serialise at the end.
 
 Invariants:
-- Nothing of a body is read for a caller whose claim is malformed, out of scope, out of date, or of an unknown key.
+- Nothing of a body is read for a caller whose claim is malformed, out of scope, out of date, or of an unknown key;
+  for one without a claim, no more than tells whether the operation needs none (`unsigned`).
 - The whole body is covered: by its hash (computed here, never believed), by chunk signatures, or, for S3 over TLS or
   with a presigned URL only, explicitly by nothing.
 - Whoever is not authenticated learns neither whether an operation nor whether a resource exists.
@@ -20,7 +21,7 @@ from honmaru.api.misreads import Misread
 from honmaru.api.models import Operation, ServiceModel
 from honmaru.api.plans import WireRequest
 from honmaru.core.errors import AccessDenied, NotFound, ValidationFault
-from honmaru.gateway.aws import payloads, signatures
+from honmaru.gateway.aws import payloads, signatures, unsigned
 from honmaru.gateway.aws.faults import fault_body
 from honmaru.gateway.aws.routing import RPC_V2, ServiceRouter, protocol_of, rpc_v2_names, speaks_rpc_v2
 from honmaru.gateway.aws.signatures import SignatureFault
@@ -33,7 +34,7 @@ from honmaru.security.page_tokens import PageTokens
 _GLOBAL_REGION = {"aws-us-gov": "us-gov-west-1", "aws-iso": "us-iso-east-1", "aws-iso-b": "us-isob-east-1"}
 """Where clients of a partition sign for its global services (botocore endpoints of iam)."""
 
-_GLOBAL_SERVICES = frozenset({"iam", "sts"})
+_GLOBAL_SERVICES = frozenset({"iam", "sts", "organizations"})
 _HEX64 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -151,7 +152,8 @@ class AwsWire:
             return
         claim = exchange.claim
         if claim is None:
-            raise SignatureFault("missing", "Request is missing Authentication Token")
+            unsigned.check_possible(exchange, self._pipeline)
+            return
         service = exchange.service
         regions = self._regions[service.name] if service else frozenset({self._pipeline.region})
         signatures.check_claim(claim, now=exchange.at, regions=regions, headers=exchange.headers)
@@ -294,7 +296,9 @@ class AwsWire:
     def verify(self, exchange: Exchange) -> None:
         """The signature over the body's hash, where `claim` could not verify it yet. Raises AuthenticationFailed."""
         digest = (exchange.request_digest or "").removeprefix("sha256:")
-        if exchange.candidate is not None:
+        if exchange.claim is None and exchange.session is None:
+            unsigned.admit(exchange, self._pipeline, self._router)
+        elif exchange.candidate is not None:
             self._verify(exchange, digest)
             exchange.session = presented(exchange, exchange.candidate)
         elif (

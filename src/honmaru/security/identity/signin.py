@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 
 from honmaru.core.errors import AuthenticationFailed
-from honmaru.core.labels import Label
+from honmaru.core.labels import BOTTOM, Label
 from honmaru.core.sessions import Session
 from honmaru.security.guard import Record
 from honmaru.security.identity import entities
@@ -39,6 +39,19 @@ class SignIn(Part):
         if self.clock.now() >= opened.expires:
             raise AuthenticationFailed("The security token included in the request is expired", code="ExpiredToken")
         return Credential(access_key_id, opened.secret, opened.session)
+
+    def nobody(self) -> Session:
+        """The session of an operation that needs no signature: at BOTTOM, with no principal and no policies."""
+        return Session(
+            account=self.account,
+            partition=self.partition,
+            region=self.region,
+            principal_arn="anonymous",
+            principal_id="anonymous",
+            kind="anonymous",
+            label=BOTTOM,
+            issuer_arn="anonymous",
+        )
 
     def bearer(self, token: str) -> Session:
         """The session of a bearer key. Raises AuthenticationFailed."""
