@@ -1,10 +1,21 @@
-"""The embedded model server's HTTP face, over both engines and a tiny model."""
+"""The embedded model server's HTTP face, over both engines and a tiny model.
+
+Each engine runs in a server process of its own, as in production: one process that holds both OpenVINO and torch dies
+of memory that one of them spoils.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +24,7 @@ import pytest
 from honmaru.testing.tiny_models import tiny_llama
 from honmaru.workloads.convert import convert
 from honmaru.workloads.server.application import Application
-from honmaru.workloads.server.engine import Emit, Engine, Sampling
+from honmaru.workloads.server.engine import Emit, Sampling
 from honmaru.workloads.server.text import TextStream, Vocabulary
 
 
@@ -24,24 +35,57 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@dataclass
+class Served:
+    """A server process, by its socket."""
+
+    address: Path
+    process: subprocess.Popen[bytes]
+
+    def ask(self, path: str, data: bytes, method: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("model")
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(60)
+        connection.sock.connect(str(self.address))
+        connection.request(method, path, data, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+
+def serve(directory: Path, address: Path) -> Served:
+    command = [sys.executable, "-m", "honmaru.workloads.server", "--model", str(directory), "--socket", str(address)]
+    process = subprocess.Popen([*command, "--name", "tiny", "--threads", "2"])
+    served = Served(address, process)
+    for _ in range(600):
+        assert process.poll() is None
+        try:
+            served.ask("/health", b"", "GET")
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return served
+    raise TimeoutError
+
+
 @pytest.fixture(scope="module", params=["openvino", "transformers"])
-def application(directory: Path, request: pytest.FixtureRequest) -> Iterator[Application]:
-    engine: Engine
-    if request.param == "openvino":
-        from honmaru.workloads.server.engine_openvino import OpenVinoEngine
+def application(
+    directory: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    own = tmp_path_factory.mktemp("engine") / "model"
+    shutil.copytree(directory, own)
+    if request.param == "transformers":
+        (own / "model.gguf").unlink()
+    served = serve(own, own.parent / "s")
+    yield served
+    served.process.terminate()
+    assert served.process.wait(20) == 0
 
-        engine = OpenVinoEngine(directory / "model.gguf", 2)
-    else:
-        from honmaru.workloads.server.engine_torch import TorchEngine
 
-        engine = TorchEngine(directory, 2)
-    yield Application("tiny", Vocabulary(directory), engine)
-    engine.close()
-
-
-async def ask(application: Application, path: str, body: Any, method: str = "POST") -> tuple[int, bytes]:
+async def ask(application: Application | Served, path: str, body: Any, method: str = "POST") -> tuple[int, bytes]:
     sent: list[dict[str, Any]] = []
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    if isinstance(application, Served):
+        return await asyncio.to_thread(application.ask, path, data, method)
     messages = [{"type": "http.request", "body": data, "more_body": False}]
 
     async def receive() -> dict[str, Any]:
@@ -62,7 +106,7 @@ def post(application: Application, path: str, body: Any) -> tuple[int, Any]:
     return status, json.loads(data)
 
 
-def chunks(application: Application, path: str, body: dict[str, Any]) -> list[Any]:
+def chunks(application: Application | Served, path: str, body: dict[str, Any]) -> list[Any]:
     options = {"stream": True, "stream_options": {"include_usage": True}}
     status, data = asyncio.run(ask(application, path, body | options))
     assert status == 200
@@ -74,7 +118,9 @@ def chunks(application: Application, path: str, body: dict[str, Any]) -> list[An
 USER = [{"role": "user", "content": "who may read?"}]
 
 
-def test_the_same_seed_gives_the_same_answer_streamed_or_not_whatever_else_runs(application: Application) -> None:
+def test_the_same_seed_gives_the_same_answer_streamed_or_not_whatever_else_runs(
+    application: Application | Served,
+) -> None:
     body = {"messages": USER, "max_tokens": 16, "temperature": 1.0, "seed": 11}
     _, alone = post(application, "/v1/chat/completions", body)
     text = alone["choices"][0]["message"]["content"]
@@ -91,7 +137,7 @@ def test_the_same_seed_gives_the_same_answer_streamed_or_not_whatever_else_runs(
     assert streamed[-1]["usage"] == alone["usage"]
 
 
-def test_usage_counts_are_what_the_engine_read_and_wrote(application: Application) -> None:
+def test_usage_counts_are_what_the_engine_read_and_wrote(application: Served) -> None:
     _, counted = post(application, "/tokenize", {"messages": USER})
     _, answer = post(application, "/v1/chat/completions", {"messages": USER, "max_tokens": 7, "temperature": 0})
     assert answer["usage"]["prompt_tokens"] == counted["count"] == len(counted["tokens"])
@@ -101,7 +147,7 @@ def test_usage_counts_are_what_the_engine_read_and_wrote(application: Applicatio
         assert answer["usage"]["completion_tokens"] < 7
 
 
-def test_a_stop_sequence_ends_the_answer_before_it_and_is_named(application: Application) -> None:
+def test_a_stop_sequence_ends_the_answer_before_it_and_is_named(application: Served) -> None:
     body = {"prompt": "The inner keep", "max_tokens": 30, "temperature": 0}
     _, free = post(application, "/v1/completions", body)
     text = free["choices"][0]["text"]
@@ -115,7 +161,7 @@ def test_a_stop_sequence_ends_the_answer_before_it_and_is_named(application: App
     assert "".join(c["choices"][0]["text"] for c in streamed if c["choices"]) == choice["text"]
 
 
-def test_an_answer_that_fills_the_context_says_so(application: Application) -> None:
+def test_an_answer_that_fills_the_context_says_so(application: Served) -> None:
     _, answer = post(application, "/v1/completions", {"prompt": "a label", "max_tokens": 5000, "temperature": 0})
     choice = answer["choices"][0]
     if choice["finish_reason"] == "length":
@@ -131,7 +177,7 @@ def test_an_answer_that_fills_the_context_says_so(application: Application) -> N
         {"prompt": "a", "max_tokens": 0}, {"prompt": "a", "n": 2}, {"prompt": "a", "tools": [1]}, {"messages": USER},
     ],
 )  # fmt: skip
-def test_a_malformed_request_is_a_400_and_does_not_touch_the_engine(application: Application, body: Any) -> None:
+def test_a_malformed_request_is_a_400_and_does_not_touch_the_engine(application: Served, body: Any) -> None:
     status, answer = post(application, "/v1/completions", body)
     assert status == 400
     assert answer["error"]["type"] == "invalid_request_error"
@@ -139,11 +185,11 @@ def test_a_malformed_request_is_a_400_and_does_not_touch_the_engine(application:
 
 
 @pytest.mark.parametrize("messages", [[], [{"role": "tool", "content": "x"}], [{"role": "user", "content": [1]}], "x"])
-def test_malformed_messages(application: Application, messages: Any) -> None:
+def test_malformed_messages(application: Served, messages: Any) -> None:
     assert post(application, "/v1/chat/completions", {"messages": messages})[0] == 400
 
 
-def test_health_models_and_unknown_routes(application: Application) -> None:
+def test_health_models_and_unknown_routes(application: Served) -> None:
     assert json.loads(asyncio.run(ask(application, "/v1/models", b"", "GET"))[1])["data"][0]["id"] == "tiny"
     assert post(application, "/v1/embeddings", {})[0] == 404
 
@@ -180,8 +226,6 @@ def test_text_comes_at_character_borders_and_never_partly_into_a_stop_sequence(d
 
 
 def test_a_hostile_template_cannot_leave_the_sandbox(directory: Path, tmp_path: Path) -> None:
-    import shutil
-
     from honmaru.core.errors import ValidationFault
 
     copy = tmp_path / "hostile"
@@ -261,3 +305,15 @@ def test_stream_object_counts_the_end_token(directory: Path) -> None:
     stream: TextStream = Vocabulary(directory).stream([])
     stream.push([70, 71, 0])
     assert stream.tokens == 3
+
+
+def test_an_engine_whose_loop_fails_ends_its_process() -> None:
+    program = (
+        "import time\n"
+        "from honmaru.workloads.server.loops import start_loop\n"
+        "start_loop(lambda: 1 // 0, 'step')\n"
+        "time.sleep(30)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
+    assert ended.returncode == 70
+    assert "ZeroDivisionError" in ended.stderr
