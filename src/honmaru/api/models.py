@@ -33,6 +33,7 @@ SERVICES = (
     "bedrock-runtime",
     "braket",
     "cloudtrail",
+    "cloudwatch",
     "iam",
     "logs",
     "s3",

@@ -4,7 +4,7 @@ Invariants:
 - A step that fails is said in the operator's log, by kind of error only, and tried again at its next time; it neither
   ends the thread nor holds other steps up.
 - Steps are repeatable: one that was cut short by `kill -9` does the rest at its next time.
-- `stop` returns after the running step; nothing runs after it.
+- No step begins after `stop`, which waits for the running ones.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from honmaru.ports.runtime import Clock
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,38 +27,28 @@ class Step:
 
 
 class Background:
-    """One thread that runs the steps, each at its own pace."""
+    """The steps, each in a thread of its own and at its own pace."""
 
-    def __init__(self, steps: Sequence[Step], clock: Clock) -> None:
+    def __init__(self, steps: Sequence[Step]) -> None:
         self._steps = tuple(steps)
-        self._clock = clock
         self._leaving = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._due: dict[str, float] = {}
+        self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="background", daemon=True)
-        self._thread.start()
+        for step in self._steps:
+            thread = threading.Thread(target=self._repeat, args=(step,), name=f"background {step.name}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
+        """Raises nothing; a step that still runs after the time is left behind, and does no harm (see above)."""
         self._leaving.set()
-        if self._thread is not None:
-            self._thread.join(timeout_s)
+        for thread in self._threads:
+            thread.join(timeout_s)
 
-    def run_due(self) -> None:
-        """Run every step whose time has come."""
-        for step in self._steps:
-            now = self._clock.monotonic()
-            due = self._due.setdefault(step.name, now + step.every_s)
-            if now < due or self._leaving.is_set():
-                continue
+    def _repeat(self, step: Step) -> None:
+        while not self._leaving.wait(step.every_s):
             try:
                 step.work()
             except Exception as fault:  # the thread must outlive any fault of a store; values may be above this log
                 _LOG.error("background step %s failed: %s; it is tried again", step.name, type(fault).__name__)
-            self._due[step.name] = self._clock.monotonic() + step.every_s
-
-    def _run(self) -> None:
-        pace = max(0.05, min((step.every_s for step in self._steps), default=1.0) / 4)
-        while not self._leaving.wait(pace):
-            self.run_due()

@@ -43,6 +43,9 @@ from honmaru.security.page_tokens import PageTokens, page_key
 from honmaru.services.bedrock import Bedrock
 from honmaru.services.bedrock_runtime import BedrockRuntime
 from honmaru.services.cloudtrail.provider import CloudTrail
+from honmaru.services.cloudwatch import CloudWatch, MetricStore
+from honmaru.services.cloudwatch import store as metric_store
+from honmaru.services.cloudwatch import watching as alarm_watch
 from honmaru.services.iam import Iam
 from honmaru.services.logs import Logs, LogStore
 from honmaru.services.logs import retention as log_retention
@@ -91,7 +94,8 @@ class Enclave:
         self.executor = LocalExecutor(data / "executor", bwrap=_bwrap())
         commits = BucketCommits()
         buckets = S3Buckets(self.guard, self.identity, self.ledger, self.clock, self.ids, commits)
-        logs = LogStore(self.guard, self.clock, self.ids)
+        metrics = MetricStore(self.guard, self.ids)
+        logs = LogStore(self.guard, self.clock, self.ids, metrics)
         capacity = Capacity(
             cores=len(os.sched_getaffinity(0)), memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         )
@@ -140,6 +144,7 @@ class Enclave:
             SageMaker(self.identity, buckets, self.environments, wake, capacity, self.ids),
             Logs(logs, self.clock),
             CloudTrail(self.ledger),
+            CloudWatch(metrics),
             Bedrock(self.identity, wake, self.model_servers, self.ids, self.engines),
             BedrockRuntime(self.model_servers, self.clock, self.engines),
             self.quantum.provider(wake),
@@ -152,9 +157,18 @@ class Enclave:
         self.background = Background(
             (
                 Step("expiry of logs", log_retention.EVERY_S, expiry.expire),
+                Step(
+                    "expiry of metrics",
+                    metric_store.EXPIRE_EVERY_S,
+                    metric_store.Expiry(self.guard, self.clock, **place).expire,
+                ),
+                Step(
+                    "states of alarms",
+                    alarm_watch.EVERY_S,
+                    alarm_watch.AlarmWatch(self.guard, metrics, self.clock, self.ids, **place).evaluate,
+                ),
                 Step("lifecycle of S3", lifecycle_runner.EVERY_S, lifecycle.run),
             ),
-            self.clock,
         )
         self.limits = Limits()
         self.gateway = Gateway(

@@ -1,0 +1,118 @@
+"""Amazon CloudWatch: the operations.
+
+Invariant: metrics and alarms above the session are answered exactly like ones that do not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from honmaru.security.calls import Call, Provider, Target
+from honmaru.services.cloudwatch import alarms, dashboards, data, listing, putting
+from honmaru.services.cloudwatch.store import MetricStore
+
+Request = Mapping[str, Any]
+_ALARM = "arn:{partition}:cloudwatch:{region}:{account}:alarm:{AlarmName}"
+_ALARMS = "arn:{partition}:cloudwatch:{region}:{account}:alarm:*"
+_DASHBOARD = "arn:{partition}:cloudwatch::{account}:dashboard/{DashboardName}"
+
+
+class CloudWatch(Provider):
+    """Args:
+    store: Shared with the jobs and services, which write to it as `ports.metrics.MetricSink`.
+    """
+
+    service: ClassVar[str] = "cloudwatch"
+
+    targets: ClassVar[Mapping[str, Target]] = {
+        **{
+            name: Target(f"cloudwatch:{name}")
+            for name in ("PutMetricData", "GetMetricData", "GetMetricStatistics", "ListMetrics", "ListDashboards")
+        },
+        **{name: Target(f"cloudwatch:{name}", _ALARM) for name in ("PutMetricAlarm", "SetAlarmState")},
+        **{
+            name: Target(f"cloudwatch:{name}", _ALARMS)
+            for name in (
+                *("DescribeAlarms", "DescribeAlarmHistory", "DescribeAlarmsForMetric"),
+                *("EnableAlarmActions", "DisableAlarmActions", "DeleteAlarms"),
+            )
+        },
+        **{
+            name: Target(f"cloudwatch:{name}", "{ResourceARN}")
+            for name in ("ListTagsForResource", "TagResource", "UntagResource")
+        },
+        "PutDashboard": Target("cloudwatch:PutDashboard", _DASHBOARD),
+        "GetDashboard": Target("cloudwatch:GetDashboard", _DASHBOARD),
+        "DeleteDashboards": Target("cloudwatch:DeleteDashboards", "arn:{partition}:cloudwatch::{account}:dashboard/*"),
+    }
+
+    def __init__(self, store: MetricStore) -> None:
+        self._store = store
+
+    def context(self, operation: str, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """cloudwatch:namespace, for PutMetricData."""
+        return {"cloudwatch:namespace": request["Namespace"]} if operation == "PutMetricData" else {}
+
+    # Metrics
+
+    def put_metric_data(self, call: Call, request: Request) -> dict[str, Any]:
+        return putting.put(call, self._store, request)
+
+    def get_metric_data(self, call: Call, request: Request) -> dict[str, Any]:
+        return data.get_data(call, self._store, request)
+
+    def get_metric_statistics(self, call: Call, request: Request) -> dict[str, Any]:
+        return data.get_statistics(call, self._store, request)
+
+    def list_metrics(self, call: Call, request: Request) -> dict[str, Any]:
+        return listing.list_metrics(call, self._store, request)
+
+    # Alarms
+
+    def put_metric_alarm(self, call: Call, request: Request) -> dict[str, Any]:
+        return alarms.put(call, request)
+
+    def describe_alarms(self, call: Call, request: Request) -> dict[str, Any]:
+        return alarms.describe(call, request)
+
+    def describe_alarms_for_metric(self, call: Call, request: Request) -> dict[str, Any]:
+        return alarms.for_metric(call, request)
+
+    def describe_alarm_history(self, call: Call, request: Request) -> dict[str, Any]:
+        return alarms.history(call, request)
+
+    def set_alarm_state(self, call: Call, request: Request) -> dict[str, Any]:
+        return alarms.set_state(call, request)
+
+    def enable_alarm_actions(self, call: Call, request: Request) -> dict[str, Any]:
+        return alarms.switch(call, request, enabled=True)
+
+    def disable_alarm_actions(self, call: Call, request: Request) -> dict[str, Any]:
+        return alarms.switch(call, request, enabled=False)
+
+    def delete_alarms(self, call: Call, request: Request) -> dict[str, Any]:
+        return alarms.delete(call, request)
+
+    def list_tags_for_resource(self, call: Call, request: Request) -> dict[str, Any]:
+        return alarms.tags_of(call, request)
+
+    def tag_resource(self, call: Call, request: Request) -> dict[str, Any]:
+        return alarms.tag(call, request)
+
+    def untag_resource(self, call: Call, request: Request) -> dict[str, Any]:
+        return alarms.untag(call, request)
+
+    # Dashboards
+
+    def put_dashboard(self, call: Call, request: Request) -> dict[str, Any]:
+        return dashboards.put(call, request)
+
+    def get_dashboard(self, call: Call, request: Request) -> dict[str, Any]:
+        return dashboards.get(call, request)
+
+    def list_dashboards(self, call: Call, request: Request) -> dict[str, Any]:
+        return dashboards.listed(call, request)
+
+    def delete_dashboards(self, call: Call, request: Request) -> dict[str, Any]:
+        return dashboards.delete(call, request)
