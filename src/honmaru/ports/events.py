@@ -8,7 +8,7 @@ tells by its id.
 Invariants, which the contract suite checks on every implementation:
 - An event lies at the label of the session whose change it tells of. A session reads events at or below its label, and
   acknowledges only those at its own: a taker works once for each label, as a session at that label.
-- Events of one key come in the order of their `order`; nothing is said about the order of different keys.
+- Events are read in the order of their changes as far as the clock tells them apart; `order` sorts those of one key.
 - An event that nobody acknowledged is kept for `KEPT_DAYS`.
 """
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote_plus
@@ -37,6 +37,8 @@ _KINDS: Mapping[str, str] = {
     "LambdaFunctionConfigurations": "LambdaFunctionArn",
 }
 _BUS = "EventBridgeConfiguration"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 _EVENTS = "ObjectCreated:", "ObjectRemoved:", "LifecycleExpiration:", "ObjectTagging:"
 """Families of events that honmaru's S3 gives."""
 
@@ -161,7 +163,7 @@ def _wanted(stated: Mapping[str, Any], event: ObjectEvent, bus: str) -> Iterator
 def _detail(call: Call, event: ObjectEvent, identity: str) -> dict[str, Any]:
     """One member of `Records`, as S3 sends it."""
     session = call.session
-    found: dict[str, Any] = {"key": quote_plus(event.key, safe="/"), "sequencer": _sequencer(event.order)}
+    found: dict[str, Any] = {"key": quote_plus(event.key, safe="/"), "sequencer": _sequencer(call, event)}
     for name, value in (("size", event.size), ("eTag", event.etag), ("versionId", event.version_id)):
         if value is not None:
             found[name] = value
@@ -187,10 +189,15 @@ def _detail(call: Call, event: ObjectEvent, identity: str) -> dict[str, Any]:
     }
 
 
-def _sequencer(order: str) -> str:
-    """`order` sorts newest first; S3's sequencer sorts oldest first, as hexadecimal text."""
-    digits = order if order and all(c in "0123456789abcdefABCDEF" for c in order) else order.encode().hex()
-    return "".join(f"{15 - int(digit, 16):X}" for digit in digits)
+def _sequencer(call: Call, event: ObjectEvent) -> str:
+    """Hexadecimal text that sorts the events of one key, oldest first.
+
+    An object that is made, and a delete marker, have their place among the versions, newest first, which is turned
+    round; a version that is deleted for good has none of its own any more and is told by the time.
+    """
+    if event.name.endswith(":Delete"):
+        return f"{int((call.now - _EPOCH) / _MICROSECOND):014X}"
+    return "".join(f"{15 - int(digit, 16):X}" for digit in event.order)
 
 
 def _state(destination: str) -> str:
