@@ -55,7 +55,7 @@ ON_EVERYTHING = {
         "StopQuery",
         "TestMetricFilter",
     },
-    "sts": {"GetAccessKeyInfo"},
+    "sts": {"DecodeAuthorizationMessage", "GetAccessKeyInfo"},
 }
 """Operations that may leave their target out: AWS's service authorization reference gives them no resource type, so
 `service:Operation` on "*" is what their policies name."""
@@ -64,7 +64,7 @@ ASKS_ITSELF = {
     "braket": {"GetDevice", "CreateQuantumTask", "CreateSpendingLimit"},
     "iam": {"CreateAccessKey", "DeleteAccessKey", "GetUser", "ListAccessKeys", "UpdateAccessKey"},
     "s3": {"DeleteObjects"},
-    "sts": {"AssumeRole", "GetCallerIdentity", "GetSessionToken"},
+    "sts": {"AssumeRole", "AssumeRoleWithWebIdentity", "GetCallerIdentity", "GetFederationToken", "GetSessionToken"},
 }
 """Operations that IAM is not asked about at the door, each with its reason: the resource is known only to the service
 (braket's device, the user behind no name, each key of DeleteObjects), the role's trust policy decides (AssumeRole),
@@ -109,9 +109,9 @@ class Door(GatewayUnderTest):
     # what the gateway needs of a ledger
     writable = True
 
-    def append(self, label: Label, entry: Mapping[str, Any]) -> Any:
+    def append_to(self, label: Label, entry: Mapping[str, Any], waiting: Any) -> None:
         self.entries.append(entry)
-        return self.enclave.ledger.append(label, entry)
+        self.enclave.ledger.append_to(label, entry, waiting)
 
     def implemented(self) -> Iterator[tuple[Provider, Operation]]:
         for provider in self.providers:

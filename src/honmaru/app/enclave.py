@@ -18,11 +18,12 @@ from typing import Any
 
 from honmaru.app import run_files
 from honmaru.app.background import Background, Step
+from honmaru.app.issuer_keys import LocalIssuerKeys
 from honmaru.app.operator import OperatorServer
 from honmaru.app.quantum import Quantum, quantum_environment
 from honmaru.app.runtime import SystemClock, SystemIds
 from honmaru.app.settings import DEFAULT_REGION, Settings
-from honmaru.core.errors import ConfigurationFault
+from honmaru.core.errors import ConfigurationFault, HonmaruError
 from honmaru.core.partitions import partition_of
 from honmaru.deployments import Engines, ModelServers
 from honmaru.executors.local import LocalExecutor
@@ -47,6 +48,9 @@ from honmaru.services.cloudwatch import CloudWatch, MetricStore
 from honmaru.services.cloudwatch import store as metric_store
 from honmaru.services.cloudwatch import watching as alarm_watch
 from honmaru.services.iam import Iam
+from honmaru.services.kms import Custodian, Kms
+from honmaru.services.kms import Vault as KeyVault
+from honmaru.services.kms.custodian import INTERVAL_S as CUSTODY_EVERY_S
 from honmaru.services.logs import Logs, LogStore
 from honmaru.services.logs import retention as log_retention
 from honmaru.services.s3 import lifecycle_runner
@@ -61,6 +65,7 @@ from honmaru.stores.blobs_obstore import ObstoreBlobStore
 from honmaru.stores.records_sql import SqlRecordStore
 
 _LOG = logging.getLogger("honmaru")
+_SWEEP_EVERY_S = 6 * 3600.0
 
 
 class Enclave:
@@ -88,6 +93,7 @@ class Enclave:
             clock=self.clock,
             ids=self.ids,
             keyring=keyring,
+            issuer_keys=LocalIssuerKeys(),
         )
         quantum = quantum_environment()
         self.environments = Environments(data / "environments.json", quantum=quantum)
@@ -137,7 +143,9 @@ class Enclave:
             idle_s=settings.model_idle_s,
         )
         wake = self.supervisor.wake
+        key_vault = KeyVault(keyring, self.ids)
         self.providers = (
+            Kms(key_vault),
             Sts(self.identity),
             Iam(self.identity),
             S3(self.ids, commits),
@@ -154,8 +162,10 @@ class Enclave:
         lifecycle = LifecycleRunner(
             self.guard, self.clock, self.ids, commits, partition=self.partition.name, region=self.region
         )
+        custodian = Custodian(self.guard, key_vault, self.ledger, self.clock, self.ids, **place)
         self.background = Background(
             (
+                Step("custody of keys", CUSTODY_EVERY_S, custodian.step),
                 Step("expiry of logs", log_retention.EVERY_S, expiry.expire),
                 Step(
                     "expiry of metrics",
@@ -168,6 +178,7 @@ class Enclave:
                     alarm_watch.AlarmWatch(self.guard, metrics, self.clock, self.ids, **place).evaluate,
                 ),
                 Step("lifecycle of S3", lifecycle_runner.EVERY_S, lifecycle.run),
+                Step("sweep of orphan blobs", _SWEEP_EVERY_S, self._sweep),
             ),
         )
         self.limits = Limits()
@@ -180,6 +191,7 @@ class Enclave:
             ids=self.ids,
             region=self.region,
             partition=self.partition.name,
+            prompt_reads=not (settings.database or "").startswith("postgresql"),
             limits=self.limits,
             cache=data / "cache",
             cross_origin=CrossOrigin(self.guard),
@@ -212,7 +224,8 @@ class Enclave:
     def run(self, announce: Callable[[dict[str, Any]], None]) -> None:
         """Serve until `stopping` is set."""
         self.guard.drain_outbox()
-        self.guard.sweep_blobs()
+        sweep = threading.Thread(target=self._first_sweep, name="sweep", daemon=True)
+        sweep.start()
         self.model_servers.recover()
         self.identity.bootstrap()
         self.quantum.tasks.start()
@@ -240,12 +253,27 @@ class Enclave:
             run_files.withdraw(self.settings.data)
             operator.close()
             self.gateway.close()
+            sweep.join()
             self.background.stop()
             self.supervisor.stop()
             self.quantum.tasks.stop()
             self.model_servers.close()
             self.ledger.close()
             self.records.close()
+
+
+    def _sweep(self, alone: bool = False) -> None:
+        """Free what a crash left behind in the blob store; ends early when the enclave is about to stop."""
+        swept = self.guard.sweep_blobs(alone=alone, go_on=lambda: not self.stopping.is_set())
+        if swept:
+            _LOG.info("the sweep freed %d blobs that no record named", swept)
+
+    def _first_sweep(self) -> None:
+        # Beside the first requests: with millions of objects a sweep takes longer than anybody wants to wait.
+        try:
+            self._sweep(alone=True)
+        except HonmaruError as fault:
+            _LOG.error("the sweep of orphan blobs deleted nothing: %s; see `honmaru doctor`", type(fault).__name__)
 
 
 def _bwrap() -> str:

@@ -12,24 +12,26 @@ Source: IAM user guide "Policy evaluation logic"; STS API reference; NIST SP 800
 from __future__ import annotations
 
 from honmaru.core.partitions import partition_of
+from honmaru.ports.issuers import IssuerKeys
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.crypto.keyring import Keyring
 from honmaru.security.guard import Guard
 from honmaru.security.identity.directory import Directories
+from honmaru.security.identity.federation import Federation
 from honmaru.security.identity.local import ADMIN, LocalOperator
 from honmaru.security.identity.organization import Organization
 from honmaru.security.identity.resources import Resources
-from honmaru.security.identity.sessions import Sessions
 from honmaru.security.identity.signin import SignIn
 
 __all__ = ["ADMIN", "Identity"]
 
 
-class Identity(SignIn, Sessions, LocalOperator):
+class Identity(SignIn, Federation, LocalOperator):
     """Credentials, sessions and authorisation of one enclave. Thread-safe; no database on the hot path.
 
     Args:
         account: The enclave's own account; further ones come with an organisation.
+        issuer_keys: Asks OpenID Connect issuers for their keys; None asks nobody.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Identity(SignIn, Sessions, LocalOperator):
         clock: Clock,
         ids: Ids,
         keyring: Keyring,
+        issuer_keys: IssuerKeys | None = None,
     ) -> None:
         self.partition = partition
         self.region = region
@@ -53,3 +56,5 @@ class Identity(SignIn, Sessions, LocalOperator):
         self.directories = Directories(guard, partition=partition)
         self.organization = Organization(guard, management=account)
         self.resources = Resources(guard)
+        self.issuer_keys = issuer_keys
+        self._published = {}

@@ -89,7 +89,11 @@ class Part:
                     return False
                 continue
             if kind not in (entities.USER, entities.ROLE):
-                if not any(record.body["id"] == unique_id for record in directory.records(kind, name)):
+                found = [
+                    r for r in directory.records(kind, name) if r.body["id"] == unique_id and at.dominates(r.label)
+                ]
+                text = found[0].body["tags"].get(entities.CLEARANCE_TAG, "UNCLASSIFIED") if found else None
+                if text is None or not may_hold(Clearance.parse(text), label):
                     return False
                 continue
             principal = directory.principal(kind, name, at, unique_id)

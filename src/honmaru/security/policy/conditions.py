@@ -24,7 +24,7 @@ from typing import Any
 
 from honmaru.security.policy.patterns import compile_arn, compile_pattern, split, substitute
 
-KEY = re.compile(r"[A-Za-z0-9_-]+:[^\s*?]{1,256}")
+KEY = re.compile(r"[A-Za-z0-9_./-]+:[^\s*?]{1,256}")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,40}(\.[0-9]{1,40})?")
 
 Context = Mapping[str, Any]

@@ -1,7 +1,8 @@
 """STS's operations. The decisions about sessions are the identity's; here they are read and answered.
 
-`AssumeRole` is open to every authenticated caller at the door, because the role's trust policy and the caller's own
-policies are combined by `Identity.assume_role`.
+`AssumeRole` and its kin are open to every caller at the door, because the role's trust policy and the caller's own
+policies are combined by `Identity`. AssumeRoleWithSAML is not written: no XML signature library that an air-gapped
+site could review stands behind it.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from honmaru.core.errors import ValidationFault
+from honmaru.core.sessions import Session
 from honmaru.security.calls import Call, Provider
 from honmaru.security.identity import AssumeRole, Identity, TemporaryCredential, entities
 
 _SESSION_NAME = re.compile(r"[A-Za-z0-9_+=,.@-]{2,64}")
+_FEDERATED_NAME = re.compile(r"[A-Za-z0-9_+=,.@-]{2,32}")
+Request = Mapping[str, Any]
 
 
 def _credentials(made: TemporaryCredential) -> dict[str, Any]:
@@ -26,7 +30,7 @@ def _credentials(made: TemporaryCredential) -> dict[str, Any]:
     }
 
 
-def _tags(request: Mapping[str, Any]) -> dict[str, str]:
+def _tags(request: Request) -> dict[str, str]:
     listed = request.get("Tags") or []
     tags = {tag["Key"]: tag["Value"] for tag in listed}
     if len({key.lower() for key in tags}) != len(listed):
@@ -34,52 +38,97 @@ def _tags(request: Mapping[str, Any]) -> dict[str, str]:
     return tags
 
 
+def _asked(request: Request, name: str, pattern: re.Pattern[str], member: str) -> AssumeRole:
+    """What a request for a session says. Raises ValidationFault for a bad name."""
+    if not pattern.fullmatch(name):
+        raise ValidationFault(
+            f"{member} is {name[:80]!r}; expected it to match {pattern.pattern}", code="ValidationError"
+        )
+    return AssumeRole(
+        role_arn=request.get("RoleArn") or "",
+        session_name=name,
+        duration_s=request.get("DurationSeconds"),
+        tags=_tags(request),
+        transitive=frozenset(request.get("TransitiveTagKeys") or ()),
+        policy=request.get("Policy"),
+        policy_arns=[entry["arn"] for entry in request.get("PolicyArns") or () if entry.get("arn")],
+        external_id=request.get("ExternalId"),
+        source_identity=request.get("SourceIdentity"),
+        serial_number=request.get("SerialNumber"),
+        token_code=request.get("TokenCode"),
+    )
+
+
+def _noted(call: Call, session: Session) -> None:
+    call.resources.append((session.issuer_arn, "AWS::IAM::Role"))
+    call.details["label"] = session.label.canonical
+
+
+def _assumed(made: TemporaryCredential) -> dict[str, Any]:
+    session = made.session
+    return {
+        "Credentials": _credentials(made),
+        "AssumedRoleUser": {"AssumedRoleId": session.principal_id, "Arn": session.principal_arn},
+        "PackedPolicySize": made.packed or None,
+        "SourceIdentity": session.source_identity or None,
+    }
+
+
 class Sts(Provider):
     """The STS service of one enclave."""
 
     service: ClassVar[str] = "sts"
-    unauthorized: ClassVar[frozenset[str]] = frozenset(("GetCallerIdentity", "AssumeRole", "GetSessionToken"))
+    prompt: ClassVar[frozenset[str]] = frozenset(("GetCallerIdentity",))
+    unauthorized: ClassVar[frozenset[str]] = frozenset(
+        ("GetCallerIdentity", "AssumeRole", "AssumeRoleWithWebIdentity", "GetSessionToken", "GetFederationToken")
+    )
+    unsigned: ClassVar[frozenset[str]] = frozenset(("AssumeRoleWithWebIdentity",))
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
 
-    def get_caller_identity(self, call: Call, _request: Mapping[str, Any]) -> dict[str, Any]:
+    def get_caller_identity(self, call: Call, _request: Request) -> dict[str, Any]:
         session = call.session
         return {"UserId": session.principal_id, "Account": session.account, "Arn": session.principal_arn}
 
-    def assume_role(self, call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
-        name = request["RoleSessionName"]
-        if not _SESSION_NAME.fullmatch(name):
-            raise ValidationFault(
-                f"RoleSessionName is {name[:80]!r}; expected 2 to 64 of A-Z a-z 0-9 _+=,.@-", code="ValidationError"
-            )
-        made = self.identity.assume_role(
-            call.session,
-            AssumeRole(
-                role_arn=request["RoleArn"],
-                session_name=name,
-                duration_s=request.get("DurationSeconds"),
-                tags=_tags(request),
-                transitive=frozenset(request.get("TransitiveTagKeys") or ()),
-                policy=request.get("Policy"),
-                policy_arns=[entry["arn"] for entry in request.get("PolicyArns") or () if entry.get("arn")],
-                external_id=request.get("ExternalId"),
-                source_identity=request.get("SourceIdentity"),
-            ),
-        )
-        session = made.session
-        call.resources.append((session.issuer_arn, "AWS::IAM::Role"))
-        call.details["label"] = session.label.canonical
+    def assume_role(self, call: Call, request: Request) -> dict[str, Any]:
+        asked = _asked(request, request["RoleSessionName"], _SESSION_NAME, "RoleSessionName")
+        made = self.identity.assume_role(call.session, asked)
+        _noted(call, made.session)
+        return _assumed(made)
+
+    def assume_role_with_web_identity(self, call: Call, request: Request) -> dict[str, Any]:
+        asked = _asked(request, request["RoleSessionName"], _SESSION_NAME, "RoleSessionName")
+        made, identity = self.identity.assume_role_with_web_identity(asked, request["WebIdentityToken"])
+        _noted(call, made.session)
+        call.details["identity"] = {"provider": identity.provider_arn, "subject": identity.subject}
         return {
-            "Credentials": _credentials(made),
-            "AssumedRoleUser": {"AssumedRoleId": session.principal_id, "Arn": session.principal_arn},
-            "SourceIdentity": session.source_identity or None,
+            **_assumed(made),
+            "SubjectFromWebIdentityToken": identity.subject,
+            "Provider": identity.provider_arn,
+            "Audience": identity.audience,
         }
 
-    def get_session_token(self, call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
-        return {"Credentials": _credentials(self.identity.session_token(call.session, request.get("DurationSeconds")))}
+    def get_session_token(self, call: Call, request: Request) -> dict[str, Any]:
+        made = self.identity.session_token(
+            call.session, request.get("DurationSeconds"), request.get("SerialNumber"), request.get("TokenCode")
+        )
+        return {"Credentials": _credentials(made)}
 
-    def get_access_key_info(self, call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    def get_federation_token(self, call: Call, request: Request) -> dict[str, Any]:
+        asked = _asked(request, request["Name"], _FEDERATED_NAME, "Name")
+        made = self.identity.federation_token(call.session, asked)
+        session = made.session
+        return {
+            "Credentials": _credentials(made),
+            "FederatedUser": {"FederatedUserId": session.principal_id, "Arn": session.principal_arn},
+            "PackedPolicySize": made.packed or None,
+        }
+
+    def decode_authorization_message(self, call: Call, request: Request) -> dict[str, Any]:
+        return {"DecodedMessage": self.identity.decode_message(call.session, request["EncodedMessage"])}
+
+    def get_access_key_info(self, call: Call, request: Request) -> dict[str, Any]:
         key_id = request["AccessKeyId"]
         known = call.records_of(entities.SERVICE).get(entities.ACCESS_KEY, key_id)
         if known is None and key_id != call.session.access_key_id:
