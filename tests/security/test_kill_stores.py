@@ -119,7 +119,7 @@ def _first_loss(child_script: str, directory: Path, rounds: int) -> str | None:
                 allowed.setdefault((marking, key), {"-"}).add(digest)
         keep = _open(directory, f"check {number}")
         keep.guard.drain_outbox()
-        keep.guard.sweep_blobs()
+        keep.guard.sweep_blobs(alone=True)
         loss = _loss(keep, allowed) or _left_behind(keep, directory) or _unrecorded(keep)
         _close(keep)
         if loss is not None:

@@ -38,6 +38,7 @@ from honmaru.core.sessions import Session
 from honmaru.ports.blobs import BlobStore
 from honmaru.ports.runtime import Ids
 from honmaru.security.crypto.keyring import KEY_BYTES, Keyring
+from honmaru.security.guard.orphans import orphans
 
 SEGMENT_BYTES = 1 << 20
 _TAG_BYTES = 16
@@ -46,7 +47,6 @@ _FIRST_READ = 16_384
 """Bytes of the read that finds the header. A blob that ends before is read once and asked for no size."""
 _ID = re.compile(r"blob-([0-9a-f]{16})-([0-9a-f]{32})")
 _ID_BYTES = re.compile(rb"blob-[0-9a-f]{16}-[0-9a-f]{32}")
-_PATH = re.compile(r"[^/]+/([0-9a-f]{16})/[0-9a-f]{2}/([0-9a-f]{32})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,9 @@ class BlobVault:
         self._lock = threading.Lock()
         self._readers: dict[str, int] = {}
         self._doomed: set[str] = set()
-        # Ids that the sweep must spare: written by this process, or put into a record's body. None after the sweep.
+        # Ids that the sweep must spare: written by this process, or put into a record's body. None between sweeps.
         self._spared: set[str] | None = set()
+        self._suspects: set[str] = set()
 
     def write(self, account: str, label: Label, chunks: Iterable[bytes]) -> BlobRef:
         blob_id = f"blob-{label.token}-{self._ids.secret(16).hex()}"
@@ -174,24 +175,30 @@ class BlobVault:
         if self._spared is not None:
             self._spare(found.decode() for found in _ID_BYTES.findall(body))
 
-    def sweep(self, bodies: Iterable[bytes]) -> int:
+    def sweep(self, bodies: Iterable[bytes], *, alone: bool) -> int:
         """Delete the blobs named by none of `bodies` (read after this call began) nor by anything newer."""
-        candidates = set(self._store.paths(""))
-        named = {found.decode() for body in bodies for found in _ID_BYTES.findall(body)}
-        swept = 0
-        for path in sorted(candidates):
-            match = _PATH.fullmatch(path)
-            if match is None:
-                continue
-            blob_id = f"blob-{match[1]}-{match[2]}"
-            with self._lock:
-                spared = self._spared is None or blob_id in self._spared
-            if blob_id not in named and not spared:
-                self._store.delete(path)
-                swept += 1
         with self._lock:
-            self._spared = None
-        return swept
+            if self._spared is None:
+                self._spared = set()
+        try:
+            left = [found for found in orphans(self._store.paths(""), bodies) if not self._is_spared(found[1])]
+            # Somebody else may be about to name what was written a moment ago, but not for as long as between two
+            # sweeps: so what was left over at the one before, and still is, goes.
+            doomed = [(path, blob_id) for path, blob_id in left if alone or path in self._suspects]
+            self._suspects = {path for path, _ in left} if not alone else set()
+            swept = 0
+            for path, blob_id in doomed:
+                if not self._is_spared(blob_id):
+                    self._store.delete(path)
+                    swept += 1
+            return swept
+        finally:
+            with self._lock:
+                self._spared = None
+
+    def _is_spared(self, blob_id: str) -> bool:
+        with self._lock:
+            return self._spared is None or blob_id in self._spared
 
     def _spare(self, blob_ids: Iterable[str]) -> None:
         with self._lock:

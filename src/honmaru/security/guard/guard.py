@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime
 from typing import Any, Protocol
@@ -43,6 +43,10 @@ from honmaru.security.guard.records import (
     TrustedRecords,
 )
 from honmaru.security.ledger.entries import state_change
+
+
+class _Stopped(Exception):
+    """A sweep was told to end."""
 
 
 class EntryLog(Protocol):
@@ -92,9 +96,9 @@ class Guard:
         """Records of stated kinds across labels: for the authenticator and the supervisor only."""
         return TrustedRecords(self, service, frozenset(kinds))
 
-    def sight(self, label: Label, service: str) -> Sight:
-        """What a session at `label` could see of a service's records in any account: for questions to IAM only."""
-        return Sight(self, label, service)
+    def sight(self, label: Label, service: str, account: str | None = None) -> Sight:
+        """What a session at `label` could see of a service's records in one or any account: for questions to IAM."""
+        return Sight(self, label, service, account)
 
     def on_change(self, service: str, callback: Callable[[str, frozenset[str]], None]) -> None:
         """Call `callback(account, kinds)` after every committed change of records of `service`, in the thread that
@@ -131,13 +135,29 @@ class Guard:
             self._store.confirm([entry.id for entry in entries])
             drained += len(entries)
 
-    def sweep_blobs(self) -> int:
-        """Delete blobs that no record names: left behind by a crash. Call once, at start; returns how many.
+    def sweep_blobs(self, *, alone: bool = False, go_on: Callable[[], bool] = lambda: True) -> int:
+        """Delete blobs that no record names: left behind by a crash or a store that failed; returns how many.
 
         A blob lives as long as the body of some record contains its id, so ids must never be kept elsewhere only.
-        Safe beside running requests. Raises IntegrityFault, and deletes nothing, when a record does not open.
+        Safe beside running requests of this process and others: what nothing names goes when the sweep before this
+        one, some hours ago, found it unnamed too. Raises IntegrityFault, and deletes nothing, when a record does not
+        open.
+
+        Args:
+            alone: Since this guard was made nobody else writes: what nothing names goes at once. For the start.
+            go_on: Asked again and again; False ends the sweep, and nothing was deleted.
         """
-        return self._vault.sweep(self._seal_open(row) for row in self._store.scan())
+
+        def bodies() -> Iterator[bytes]:
+            for row in self._store.scan():
+                if not go_on():
+                    raise _Stopped
+                yield self._seal_open(row)
+
+        try:
+            return self._vault.sweep(bodies(), alone=alone)
+        except _Stopped:
+            return 0
 
     # What the guarded handles are made of
 

@@ -103,9 +103,7 @@ class GuardedRecords:
         rows = self._guard.rows(self._session.account, self._service, kind, name, self._visible())
         return [self._guard.open(row) for row in rows]
 
-    def iterate_instances(
-        self, kind: str, *, prefix: str = "", after: str = "", page: int = _PAGE
-    ) -> Iterator[Record]:
+    def iterate_instances(self, kind: str, *, prefix: str = "", after: str = "", page: int = _PAGE) -> Iterator[Record]:
         """Like `iterate`, with every visible instance of each name, by (name, label)."""
         if not _is_name(prefix):
             return
@@ -199,7 +197,7 @@ class GuardedRecords:
     def _grouped(
         self, kind: str, prefix: str, after: str, state: str | None, visible: Collection[str], page: int
     ) -> Iterator[builtins.list[Row]]:
-        """The rows of each name. A page may end inside a name, so its last name is taken up again with the next page."""
+        """The rows of each name. A page may end inside a name: its last name is taken up again with the next page."""
         size = page + len(visible)
         while True:
             rows = self._guard.page(self._session.account, self._service, kind, visible, prefix, after, state, size)
@@ -218,17 +216,20 @@ class Sight:
     owns a resource and on its policy, never on what lies above the session. Made by `Guard.sight`.
     """
 
-    def __init__(self, guard: Guard, label: Label, service: str) -> None:
+    def __init__(self, guard: Guard, label: Label, service: str, account: str | None = None) -> None:
         self._guard = guard
         self._service = service
         self.label = label
+        self.account = account
+        """The account that is meant, where the question names one; None looks in all of them."""
 
     def get(self, kind: str, name: str, *, account: str | None = None) -> Record | None:
         """The instance of a name that this label sees: the one at the label itself, else a maximal one below it.
 
-        `account` None looks in all of them (S3's bucket names are one name space); of several accounts' instances at
-        one label the first in the order of account numbers is meant.
+        Without an account, here and in the question, all are searched (S3's bucket names are one name space); of
+        several accounts' instances at one label the first in the order of account numbers is meant.
         """
+        account = account or self.account
         if not _is_name(name):
             return None
         best: Row | None = None
@@ -237,6 +238,21 @@ class Sight:
             if best is None or (row.label != best.label and label(row.label).dominates(label(best.label))):
                 best = row
         return None if best is None else self._guard.open(best)
+
+    def iterate(self, kind: str, *, account: str, prefix: str = "") -> Iterator[Record]:
+        """Every visible instance of every name of one account that starts with `prefix`, by (name, label)."""
+        visible = self._guard.visible_labels(self.label)
+        size = _PAGE + len(visible)
+        after = ""
+        while True:
+            rows = self._guard.page(account, self._service, kind, visible, prefix, after, None, size)
+            more = len(rows) == size
+            # A page may end inside a name, so its last name is taken up again with the next page.
+            last = rows[-1].name if more else None
+            yield from (self._guard.open(row) for row in rows if row.name != last)
+            if not more:
+                return
+            after = next(row.name for row in reversed(rows) if row.name != last)
 
 
 class TrustedRecords:
