@@ -23,7 +23,8 @@ from honmaru.security.calls import Provider, Target
 Question = tuple[str, Callable[[Session, Mapping[str, Any]], str | None]]
 """(action, resource ARN of a request; None where the request is not asked this)."""
 
-_FIELD = re.compile(r"\{(\w+)\}")
+_FIELD = re.compile(r"\{(\w+)(?:=[^{}]*)?\}")
+_DEFAULT = re.compile(r"\{\w+=([^{}]*)\}|\{\w+\}")
 _OWN = {"partition", "region", "account"}
 
 
@@ -74,15 +75,16 @@ def _writer(template: str) -> Callable[[Session, Mapping[str, Any]], str]:
         return _whole(parts[1])
     literals = parts[0::2]
     fields = parts[1::2]
+    defaults = [default or "*" for default in _DEFAULT.findall(template)]
 
     def write(session: Session, members: Mapping[str, Any]) -> str:
         out = [literals[0]]
-        for field, literal in zip(fields, literals[1:], strict=True):
+        for field, default, literal in zip(fields, defaults, literals[1:], strict=True):
             if field in _OWN:
                 out.append(getattr(session, field))
             else:
                 value = members.get(field)
-                out.append("*" if value is None else str(value))
+                out.append(default if value is None else str(value))
             out.append(literal)
         return "".join(out)
 

@@ -23,7 +23,7 @@ account; it may read the database, decisions may not.
             return resource.partition("/")[0]
 
         def resource(self, sight: Sight, place: str) -> Resource | None:
-            record = sight.get("bucket", place)                   # in any account, at or below the session's label
+            record = sight.get("bucket", place)    # at or below the session's label; in the ARN's account, or any
             return None if record is None else Resource(
                 record.account, record.label, policy=record.body.get("policy"), tags=record.body["tags"])
 
@@ -158,6 +158,7 @@ class Call:
 class Resource:
     """What one resource brings to every decision about it. See the module for how it gets there.
 
+    `arn`: how policies know the resource, where a request cannot spell it (the path of an IAM user); "" as asked.
     `governs`: access starts from this policy alone (KMS keys); identity policies count only where it allows the
     account's root. `confined`: Allow statements for other accounts than the owner's do not count (S3's
     RestrictPublicBuckets on a public policy).
@@ -168,6 +169,7 @@ class Resource:
     policy: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     context: Mapping[str, Any] = field(default_factory=dict)
+    arn: str = ""
     governs: bool = False
     confined: bool = False
 
@@ -176,7 +178,8 @@ class Resource:
 class Target:
     """What an operation asks of IAM: an action and an ARN template.
 
-    Template fields are input member names and {partition} {region} {account}. A member whose value is itself an ARN
+    Template fields are input member names and {partition} {region} {account}; {Path=/} gives a default, else a member
+    that the request leaves out stands for any ("*"). A member whose value is itself an ARN
     fills the whole template when the template is exactly that member.
 
     `given` names a member: only requests that state it are asked this (s3:GetObjectVersion for VersionId). `unless`
@@ -203,6 +206,10 @@ class Provider:
 
     targets: ClassVar[Mapping[str, Target | Sequence[Target]]] = {}
     """AWS operation name → what to ask IAM. Absent: `<iam prefix>:<Operation>` on "*"."""
+
+    prompt: ClassVar[frozenset[str]] = frozenset()
+    """Operations that touch no store, or read a few records by name and nothing else: where the record store is on
+    this machine they run on the event loop itself, because a thread would cost more than they do."""
 
     unauthorized: ClassVar[frozenset[str]] = frozenset()
     """Operations that any authenticated principal may call (sts:GetCallerIdentity)."""

@@ -77,6 +77,7 @@ class Decisions(Part):
         owner = session.account
         if resource is not None:
             owner = resource.account
+            resource_arn = resource.arn or resource_arn
         elif is_arn and parts[4] not in ("", "aws"):
             owner = parts[4]
         controls = self.organization.controls(session.account, session.label)

@@ -41,7 +41,7 @@ class Resources:
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self._owners: dict[str, ResourceOwner] = {}
-        self._known: dict[str, dict[tuple[str, Label], Resource | None]] = {}
+        self._known: dict[str, dict[tuple[str, str, Label], Resource | None]] = {}
 
     def own(self, owner: ResourceOwner) -> None:
         """From now on `owner` is asked about the ARNs of its `arn_services`."""
@@ -68,11 +68,11 @@ class Resources:
         if not place or "*" in place:
             return None
         known = self._known[owner.service]
-        key = (place, label)
+        key = (place, parts[4], label)
         try:
             found = known[key]
         except KeyError:
-            found = owner.resource(self._guard.sight(label, owner.service), place)
+            found = owner.resource(self._guard.sight(label, owner.service, parts[4] or None), place)
             if len(known) >= _LIMIT:
                 known.clear()
             known[key] = found
