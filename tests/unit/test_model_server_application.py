@@ -10,6 +10,7 @@ import asyncio
 import http.client
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -78,7 +79,7 @@ def application(
     served = serve(own, own.parent / "s")
     yield served
     served.process.terminate()
-    assert served.process.wait(20) == 0
+    assert served.process.wait(20) == -signal.SIGTERM
 
 
 async def ask(application: Application | Served, path: str, body: Any, method: str = "POST") -> tuple[int, bytes]:
@@ -174,7 +175,7 @@ def test_an_answer_that_fills_the_context_says_so(application: Served) -> None:
     [
         b"{", b"[]", {"prompt": 1}, {"prompt": "x" * 5000}, {"prompt": ""}, {"prompt": "a", "temperature": 9},
         {"prompt": "a", "temperature": True}, {"prompt": "a", "stop": [1]}, {"prompt": "a", "seed": "x"},
-        {"prompt": "a", "max_tokens": 0}, {"prompt": "a", "n": 2}, {"prompt": "a", "tools": [1]}, {"messages": USER},
+        {"prompt": "a", "max_tokens": 0}, {"prompt": "a", "n": 99}, {"prompt": "a", "tools": [1]}, {"messages": USER},
     ],
 )  # fmt: skip
 def test_a_malformed_request_is_a_400_and_does_not_touch_the_engine(application: Served, body: Any) -> None:
@@ -184,7 +185,7 @@ def test_a_malformed_request_is_a_400_and_does_not_touch_the_engine(application:
     assert asyncio.run(ask(application, "/health", b"", "GET"))[0] == 200
 
 
-@pytest.mark.parametrize("messages", [[], [{"role": "tool", "content": "x"}], [{"role": "user", "content": [1]}], "x"])
+@pytest.mark.parametrize("messages", [[], [{"role": "judge", "content": "x"}], [{"role": "user", "content": [1]}], "x"])
 def test_malformed_messages(application: Served, messages: Any) -> None:
     assert post(application, "/v1/chat/completions", {"messages": messages})[0] == 400
 
@@ -239,6 +240,7 @@ class Scripted:
     """An engine that produces a token each time it is told to."""
 
     name = "scripted"
+    features: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         self.emits: dict[int, Emit] = {}
@@ -317,3 +319,110 @@ def test_an_engine_whose_loop_fails_ends_its_process() -> None:
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20)
     assert ended.returncode == 70
     assert "ZeroDivisionError" in ended.stderr
+
+
+# Tools, structured answers, log probabilities, several answers: where the engine can; refused where it cannot.
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a place",
+        "parameters": {
+            "type": "object",
+            "properties": {"place": {"enum": ["keep", "gate"]}},
+            "required": ["place"],
+            "additionalProperties": False,
+        },
+    },
+}
+SCHEMA = {
+    "type": "object",
+    "properties": {"who": {"enum": ["alice", "bob"]}},
+    "required": ["who"],
+    "additionalProperties": False,
+}
+
+
+def _constrains(application: Served) -> bool:
+    return bool(json.loads(asyncio.run(ask(application, "/health", b"", "GET"))[1])["engine"] == "openvino")
+
+
+def test_a_forced_tool_is_called_with_arguments_of_its_schema(application: Served) -> None:
+    body = {"messages": USER, "tools": [WEATHER], "tool_choice": "required", "max_tokens": 60}
+    body |= {"temperature": 1, "seed": 2}
+    status, answer = post(application, "/v1/chat/completions", body)
+    if not _constrains(application):
+        assert status == 400 and "engine" in answer["error"]["message"]
+        return
+    (choice,) = answer["choices"]
+    if choice["finish_reason"] != "length":
+        (call,) = choice["message"]["tool_calls"]
+        assert call["function"]["name"] == "weather" and choice["finish_reason"] == "tool_calls"
+        assert json.loads(call["function"]["arguments"])["place"] in ("keep", "gate")
+    streamed = chunks(application, "/v1/chat/completions", body)
+    pieces = [one for c in streamed if c["choices"] for one in c["choices"][0]["delta"].get("tool_calls", ())]
+    assert [one["function"] for one in pieces] == [one["function"] for one in choice["message"].get("tool_calls", ())]
+
+
+def test_a_schema_constrains_the_answer(application: Served) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    body = {"messages": USER, "response_format": form, "max_tokens": 60, "temperature": 1, "seed": 3}
+    status, answer = post(application, "/v1/chat/completions", body)
+    if not _constrains(application):
+        assert status == 400
+        return
+    choice = answer["choices"][0]
+    if choice["finish_reason"] == "stop":
+        assert json.loads(choice["message"]["content"])["who"] in ("alice", "bob")
+    else:
+        assert choice["message"]["content"].lstrip().startswith("{")
+
+
+def test_log_probabilities_are_those_of_the_tokens(application: Served) -> None:
+    body = {"messages": USER, "max_tokens": 4, "temperature": 0, "logprobs": True}
+    _, answer = post(application, "/v1/chat/completions", body)
+    entries = answer["choices"][0]["logprobs"]["content"]
+    assert len(entries) == answer["usage"]["completion_tokens"]
+    assert all(entry["logprob"] <= 0 for entry in entries)
+    status, answer = post(application, "/v1/chat/completions", body | {"top_logprobs": 2})
+    if _constrains(application):
+        assert status == 400
+        return
+    best = answer["choices"][0]["logprobs"]["content"][0]
+    assert best["top_logprobs"][0]["token"] == best["token"], "greedy takes the likeliest"
+
+
+def test_several_answers_have_seeds_of_their_own(application: Served) -> None:
+    body = {"messages": USER, "max_tokens": 8, "temperature": 1.0, "seed": 4, "n": 3}
+    _, answer = post(application, "/v1/chat/completions", body)
+    texts = [choice["message"]["content"] for choice in answer["choices"]]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2] and len(set(texts)) > 1
+    assert post(application, "/v1/chat/completions", body | {"stream": True})[0] == 400
+
+
+def test_calls_are_parted_from_text_as_they_arrive() -> None:
+    from honmaru.workloads.server.tools import CallReader, Wish
+
+    answer = 'so <tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call> and <tool_call>no'
+    for size in (1, 3, 7, len(answer)):
+        reader = CallReader(Wish(tools=[WEATHER]))
+        said, calls = "", []
+        for at in range(0, len(answer), size):
+            text, made = reader.push(answer[at : at + size], last=at + size >= len(answer))
+            said += text
+            calls += made
+        assert said == "so  and <tool_call>no"
+        assert [(call["function"]["name"], call["function"]["arguments"]) for call in calls] == [("f", '{"a": 1}')]
+
+
+def test_results_of_tools_reach_a_model_whose_template_knows_none(directory: Path) -> None:
+    vocabulary = Vocabulary(directory)
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": {"place": "keep"}}}
+    messages = [
+        {"role": "user", "content": "how is it?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "rain<|end|>"},
+    ]
+    text = vocabulary._tokenizer.decode(vocabulary.encode_messages(messages, [WEATHER]), skip_special_tokens=True)
+    assert "weather" in text and '"place": "keep"' in text and "<tool_response>rain<|end|>" in text
