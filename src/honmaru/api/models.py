@@ -35,6 +35,7 @@ SERVICES = (
     "cloudtrail",
     "cloudwatch",
     "iam",
+    "kms",
     "logs",
     "s3",
     "sagemaker",

@@ -94,6 +94,14 @@ _SERVICES: Mapping[str, Mapping[type[Exception], _Row]] = {
         errors.EngineFailed: ("ModelErrorException", 424),
     },
     "iam": {errors.HonmaruError: ("ServiceFailure", 500)},
+    "kms": {
+        errors.NotFound: ("NotFoundException", 400),
+        errors.Conflict: ("KMSInvalidStateException", 400),
+        errors.QuotaExceeded: ("LimitExceededException", 400),
+        errors.StoreUnavailable: ("DependencyTimeoutException", 503),
+        errors.LedgerUnavailable: ("DependencyTimeoutException", 503),
+        errors.HonmaruError: ("KMSInternalException", 500),
+    },
     "cloudwatch": {
         errors.NotFound: ("ResourceNotFound", 404),
         errors.QuotaExceeded: ("LimitExceeded", 400),

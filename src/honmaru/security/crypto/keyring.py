@@ -55,6 +55,16 @@ class Keyring:
         """The inverse of `wrap`. Raises IntegrityFault when account, label, context or a byte differs."""
         return self._decrypt(self._kek(account, label), wrapped, _bind(_WRAP, account, label, context))
 
+    def unwrap_into(self, account: str, label: str, wrapped: bytes, context: bytes) -> bytearray:
+        """As `unwrap`, into a buffer that the caller overwrites when it is done with it."""
+        bound = _bind(_WRAP, account, label, context)
+        buffer = bytearray(max(0, len(wrapped) - _NONCE_BYTES - _TAG_BYTES))
+        try:
+            self._kek(account, label).decrypt_into(wrapped[:_NONCE_BYTES], wrapped[_NONCE_BYTES:], bound, buffer)
+        except (InvalidTag, ValueError):
+            raise IntegrityFault("sealed bytes do not open: they were changed, or moved from another place") from None
+        return buffer
+
     def seal(self, account: str, label: str, plaintext: bytes, context: bytes) -> bytes:
         """`plaintext` (at most a few MiB) sealed by the KEK of (account, canonical label), bound to `context`."""
         return self._encrypt(self._kek(account, label), plaintext, _bind(_SEAL, account, label, context))
