@@ -52,6 +52,7 @@ class Gateway:
         cache: Directory for stripped service models.
         cross_origin: What buckets allow pages of other origins.
         pages: Seals the page tokens of every list.
+        prompt_reads: See `Pipeline`.
     Raises:
         ConfigurationFault: A provider and the service model disagree; every disagreement is listed.
     """
@@ -71,6 +72,7 @@ class Gateway:
         cache: Path,
         pages: PageTokens,
         cross_origin: CrossOriginRules,
+        prompt_reads: bool = True,
     ) -> None:
         self.models = ServiceModels(cache, SERVICES)
         self.limits = limits
@@ -86,6 +88,7 @@ class Gateway:
             ids=ids,
             region=region,
             limits=limits,
+            prompt_reads=prompt_reads,
         )
         self._preflights = PreflightWire(pipeline, region=region, partition=partition, pages=pages, rules=cross_origin)
         self.wires: tuple[Wire, ...] = (
@@ -95,6 +98,7 @@ class Gateway:
             PostWire(pipeline, region=region, partition=partition, pages=pages),
             AwsWire(pipeline, region=region, partition=partition, pages=pages),
         )
+        self._lives: dict[Wire, tuple[Handler, ...]] = {wire: self.handlers(wire) for wire in self.wires}
 
     def handlers(self, wire: Wire) -> tuple[Handler, ...]:
         """The life of a request that came over `wire`."""
@@ -107,6 +111,8 @@ class Gateway:
             wire.claim,  # who says so? scope, clock, key, signature over the headers
             wire.receive,  # the body, or the stream that will read it
             wire.verify,  # the body is what was signed
+            pipeline.meter,  # does the caller ask more often than it may?
+            pipeline.take_turn,  # whose turn is it?
             wire.parse,  # members, checked against the service model
             pipeline.check_label_tags,  # does the caller expect this label?
             pipeline.authorize,  # IAM: may this principal do this on this resource?
@@ -125,11 +131,12 @@ class Gateway:
         if scope["raw_path"] == b"/healthz" and _is_plain(scope):
             await _plain(send, 200, b"ok\n")
             return
+        pipeline = self.pipeline
         exchange = Exchange(scope, receive, send, self._ids.uuid(), self._clock.now())
         scope["honmaru.exchange"] = exchange
         wire = exchange.wire = next(wire for wire in self.wires if wire.owns(exchange))
         try:
-            for handler in self.handlers(wire):
+            for handler in self._lives[wire]:
                 pending = handler(exchange)
                 if pending is not None:
                     await pending
@@ -138,6 +145,8 @@ class Gateway:
                 _LOG.error("request %s failed while it was answered: %s", exchange.request_id, type(error).__name__)
                 raise
             await self._refuse(exchange, wire, error)
+        finally:
+            pipeline.give_turn_back(exchange)
 
     def close(self) -> None:
         """Waits for the running operations, then ends the worker threads."""
@@ -168,7 +177,11 @@ class Gateway:
             else:
                 answer.body = body
                 exchange.pieces = None
-        digest = None if exchange.pieces is not None else f"sha384:{hashlib.sha384(answer.body).hexdigest()}"
+        digest = None
+        if exchange.drawn is not None and exchange.drawn[0] is answer.body:
+            digest = exchange.drawn[1]
+        elif exchange.pieces is None:
+            digest = f"sha384:{hashlib.sha384(answer.body).hexdigest()}"
         await self.pipeline.record(exchange, self.pipeline.event(exchange, response_digest=digest, details=details))
 
     async def send(self, exchange: Exchange) -> None:
@@ -178,6 +191,7 @@ class Gateway:
             raise RuntimeError("send ran before serialise")
         headers = self._headers(exchange, answer.headers)
         if exchange.pieces is not None:
+            self.pipeline.give_turn_back(exchange)
             with self.pipeline.stream_slot(exchange):
                 await self._send_pieces(exchange, exchange.pieces, answer.status, headers)
             return
@@ -254,6 +268,7 @@ class Gateway:
 
     async def _refuse(self, exchange: Exchange, wire: Wire, error: Exception) -> None:
         self._log_unexpected(exchange, error)
+        await self.pipeline.unvouched_turn(exchange)
         if exchange.pieces is not None:
             await exchange.pieces.close()
         self.pipeline.refused(exchange, error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,13 @@ class Exchange:
         "claim",
         "client",
         "decision",
+        "drawn",
         "endpoint",
         "error",
         "expected_hash",
         "form",
         "headers",
+        "holder",
         "host_path",
         "labels",
         "members",
@@ -71,6 +73,7 @@ class Exchange:
         "signing_key",
         "started",
         "translation",
+        "turn",
         "upload",
         "wire",
     )
@@ -114,6 +117,11 @@ class Exchange:
         self.upload: Upload | None = None
         self.request_digest: str | None = None
 
+        self.holder: Hashable = None
+        """Whose turns and rates the request takes, once the caller is known."""
+        self.turn = False
+        self.drawn: tuple[bytes, str] | None = None
+        """A body that was drawn where it was made, and its digest."""
         self.session: Session | None = None
         self.members: dict[str, Any] = {}
         self.owner = ""

@@ -26,11 +26,20 @@ class Limits:
     idle_s: float = 30.0
     """Between two pieces of a streamed upload, and for the client to take a piece of an answer."""
     keep_alive_s: int = 75
-    connections: int = 1024
+    connections: int = 16_384
+    """Beyond it idle ones make place (`connections`)."""
     workers: int = 16
-    """Threads that run operations; streamed uploads have threads of their own."""
-    queued: int = 256
-    """Operations that wait for a thread, beyond which requests are refused as throttled."""
+    """Requests that are worked on at once, and threads that run operations; streamed uploads have their own."""
+    workers_each: int = 12
+    """Of these, for one person at one label: so one more caller always finds a turn."""
+    queued: int = 1024
+    """Requests that wait for their turn, half of them of one person, beyond which they are refused as throttled."""
+    principal_requests_s: float = 5_000.0
+    """Requests of one person at one label in a second; 0 for no limit."""
+    account_requests_s: float = 20_000.0
+    """Requests of one account at one label in a second; 0 for no limit."""
+    burst_s: float = 2.0
+    """Seconds of unused requests that may be made at once."""
     streams: int = 256
     """Event streams, answers in pieces and asynchronous operations at once."""
     streams_each: int = 128

@@ -3,7 +3,8 @@
 Invariants:
 - Nothing is dispatched that IAM did not allow, and nothing is answered whose ledger entry is not durable.
 - A request is refused while the ledger cannot be written (no audit, no answer).
-- Clients that send slowly hold no thread that other operations need.
+- Clients that send slowly hold no thread that other operations need, and who floods takes no more than a share of
+  the turns: the next caller finds one free.
 - Refusals leave an entry too: in the log of the session's label, or of the lowest label when nobody was authenticated.
 
 Not here: bytes of any wire (gateway/aws and its siblings fill an Exchange and serialise its result).
@@ -13,9 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
@@ -27,7 +29,6 @@ from honmaru.core.errors import (
     HonmaruError,
     LedgerUnavailable,
     NotImplementedYet,
-    Throttled,
 )
 from honmaru.core.labels import BOTTOM, Label
 from honmaru.core.sessions import Session
@@ -36,7 +37,10 @@ from honmaru.gateway.label_tags import check_stated_labels
 from honmaru.gateway.limits import Limits
 from honmaru.gateway.permissions import Question, questions, target_problems
 from honmaru.gateway.places import Places, holder_of
+from honmaru.gateway.rates import Rates
 from honmaru.gateway.request_tags import request_tags
+from honmaru.gateway.turns import Turns
+from honmaru.gateway.workers import Landed, Workers
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.calls import Call, Provider
 from honmaru.security.guard import Guard
@@ -50,7 +54,7 @@ class AuditLog(Protocol):
     @property
     def writable(self) -> bool: ...
 
-    def append(self, label: Label, entry: Mapping[str, Any]) -> Future[Any]: ...
+    def append_to(self, label: Label, entry: Mapping[str, Any], waiting: Landed) -> None: ...
 
 
 class Authority(Protocol):
@@ -78,13 +82,15 @@ _Method = Callable[[Call, Mapping[str, Any]], Any]
 class _Bound:
     """A written operation: its method, whether it is asynchronous, and what it asks of IAM."""
 
-    __slots__ = ("asynchronous", "context", "method", "questions")
+    __slots__ = ("asynchronous", "context", "method", "payload", "prompt", "questions")
 
     def __init__(self, provider: Provider, operation: Operation, method: _Method) -> None:
         self.method = method
         self.asynchronous = inspect.iscoroutinefunction(method)
         self.questions: tuple[Question, ...] = questions(provider, operation)
         self.context = provider.context
+        self.prompt = operation.name in provider.prompt
+        self.payload = _payload(operation)
 
 
 class Pipeline:
@@ -102,8 +108,12 @@ class Pipeline:
         ids: Ids,
         region: str,
         limits: Limits,
+        prompt_reads: bool = True,
     ) -> None:
-        """Raises ConfigurationFault that lists every mistake of the providers."""
+        """`prompt_reads`: the record store is on this machine, so that reading one record is no reason to wait.
+
+        Raises ConfigurationFault that lists every mistake of the providers.
+        """
         self.models = models
         self.identity = identity
         self.guard = guard
@@ -112,8 +122,11 @@ class Pipeline:
         self.ids = ids
         self.region = region
         self.limits = limits
-        self.pool = ThreadPoolExecutor(limits.workers, thread_name_prefix="operation")
-        self._waiting = 0
+        self._workers = Workers(limits.workers, "operation")
+        self._turns = Turns(limits.workers, min(limits.workers, limits.workers_each), limits.queued)
+        self._principal_rates = Rates(limits.principal_requests_s, limits.principal_requests_s * limits.burst_s)
+        self._account_rates = Rates(limits.account_requests_s, limits.account_requests_s * limits.burst_s)
+        self._prompt_reads = prompt_reads
         self._upload_pool = ThreadPoolExecutor(limits.uploads, thread_name_prefix="upload")
         self._uploads = Places(limits.uploads, limits.uploads_each)
         self._streams = Places(limits.streams, limits.streams_each)
@@ -147,6 +160,46 @@ class Pipeline:
         """Raises ValidationFault when the request states another label than the session's."""
         if exchange.operation is not None and exchange.session is not None:
             check_stated_labels(exchange.operation.plan, exchange.members, exchange.session)
+
+    def meter(self, exchange: Exchange) -> None:
+        """Raises Throttled when the caller, or its account, makes more requests than it may. By label, so that no
+        session learns from its own rate what another one does above it."""
+        session = exchange.session
+        if session is None:  # an operation for which nobody signs: all of these share one holder's
+            self._principal_rates.take(None, self.clock.monotonic())
+            return
+        holder = exchange.holder = holder_of(session)
+        now = self.clock.monotonic()
+        self._principal_rates.take(holder, now)
+        self._account_rates.take((session.account, session.label), now)
+
+    def take_turn(self, exchange: Exchange) -> Awaitable[None] | None:
+        """Waits for a turn, which `give_turn_back` ends. Uploads wait for their clients, and have places instead.
+
+        Raises Throttled when too many wait already.
+        """
+        if exchange.upload is not None:
+            return None
+        if self._turns.try_take(exchange.holder):
+            exchange.turn = True
+            return None
+        return self._wait_for_turn(exchange)
+
+    async def _wait_for_turn(self, exchange: Exchange) -> None:
+        await self._turns.take(exchange.holder)
+        exchange.turn = True
+
+    async def unvouched_turn(self, exchange: Exchange) -> None:
+        """A turn for the refusal of a request whose caller is not known: all of these share one holder's."""
+        if not exchange.turn and exchange.session is None:
+            await self._turns.take(None, bounded=False)
+            exchange.holder, exchange.turn = None, True
+
+    def give_turn_back(self, exchange: Exchange) -> None:
+        """The request is done, or waits for something slow from here on. Idempotent."""
+        if exchange.turn:
+            exchange.turn = False
+            self._turns.give_back(exchange.holder)
 
     def authorize(self, exchange: Exchange) -> None:
         """Asks IAM everything that the operation asks. Raises AccessDenied, NotImplementedYet."""
@@ -188,24 +241,25 @@ class Pipeline:
             owner=exchange.owner,
         )
         if bound.asynchronous:
+            self.give_turn_back(exchange)
             with self.stream_slot(exchange):
                 exchange.result = await _or_disconnect(exchange, bound.method(call, members))
         elif exchange.upload is not None:
-            with self._uploads.taken(holder_of(call.session)):
+            with self._uploads.taken(exchange.holder):
                 work = functools.partial(bound.method, call, members)
                 exchange.result = await asyncio.get_running_loop().run_in_executor(self._upload_pool, work)
+        elif bound.prompt and self._prompt_reads:
+            exchange.result = bound.method(call, members)
+        elif bound.payload is None:
+            exchange.result = await self._workers.run(functools.partial(bound.method, call, members))
         else:
-            exchange.result = await self.in_worker(functools.partial(bound.method, call, members))
+            exchange.result, exchange.drawn = await self._workers.run(
+                functools.partial(_drawn, bound.payload, bound.method, call, members)
+            )
 
     async def in_worker(self, work: Callable[[], Any]) -> Any:
-        """Runs blocking work in a worker thread. Raises Throttled when too much waits already."""
-        if self._waiting >= self.limits.workers + self.limits.queued:
-            raise Throttled("Please reduce your request rate.")
-        self._waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.pool, work)
-        finally:
-            self._waiting -= 1
+        """Runs blocking work in a worker thread."""
+        return await self._workers.run(work)
 
     def stream_slot(self, exchange: Exchange) -> AbstractContextManager[None]:
         """A place among the concurrent streams, for a `with` block. Raises Throttled."""
@@ -250,7 +304,9 @@ class Pipeline:
     async def record(self, exchange: Exchange, entry: Mapping[str, Any]) -> None:
         """Appends an entry; returns once it is durable. Raises LedgerUnavailable."""
         label = exchange.session.label if exchange.session else BOTTOM
-        await asyncio.wrap_future(self.ledger.append(label, entry))
+        durable = Landed(self._workers.landing())
+        self.ledger.append_to(label, entry, durable)
+        await durable.future
 
     def refused(self, exchange: Exchange, error: BaseException) -> None:
         """Notes on the exchange what kind of refusal an error is, for the entry."""
@@ -261,7 +317,36 @@ class Pipeline:
     def close(self) -> None:
         """Waits for the running operations."""
         self._upload_pool.shutdown(wait=True)
-        self.pool.shutdown(wait=True)
+        self._workers.close()
+
+
+_Drawn = tuple[Any, tuple[bytes, str] | None]
+
+
+def _payload(operation: Operation) -> str | None:
+    """The member of the answer that a service may give in pieces; None when there is none."""
+    member: str | None = operation.output_shape.get("payload") if operation.output is not None else None
+    if member is None:
+        return None
+    shape = operation.service.shapes[operation.output_shape["members"][member]["shape"]]
+    return member if shape["type"] == "blob" else None
+
+
+def _drawn(payload: str, method: _Method, call: Call, members: Mapping[str, Any]) -> _Drawn:
+    """What the operation answers, with a short body in pieces drawn to its end, and the digest of a drawn body."""
+    result = method(call, members)
+    pieces = (result or {}).get(payload)
+    length = (result or {}).get("ContentLength")
+    if length is None or length > _WHOLE or not isinstance(pieces, Iterator):
+        return result, None
+    body = b"".join(pieces)
+    if len(body) != length:
+        raise RuntimeError("a service sent another length than it stated")
+    return {**result, payload: body}, (body, f"sha384:{hashlib.sha384(body).hexdigest()}")
+
+
+_WHOLE = 1 << 20
+"""Bytes of a body up to which its pieces are drawn before it is answered."""
 
 
 class ClientGone(HonmaruError):

@@ -90,6 +90,10 @@ class MemoryLog:
         future.set_result(None)
         return future
 
+    def append_to(self, label: Label, entry: Mapping[str, Any], waiting: Any) -> None:
+        self.append(label, entry)
+        waiting.set_result(None)
+
 
 def session(marking: str, *, account: str = ACCOUNT, name: str = "tester") -> Session:
     """A user's session at a label."""

@@ -25,7 +25,7 @@ from honmaru.ports.runtime import Clock
 from honmaru.security.crypto.secret_files import private_directory, read_or_create
 from honmaru.security.ledger.checkpoints import Checkpoint, Signer
 from honmaru.security.ledger.entries import MAX_ENTRY_BYTES
-from honmaru.security.ledger.log import Log, Receipt
+from honmaru.security.ledger.log import Log, Receipt, Waiting
 from honmaru.security.ledger.proofs import ConsistencyProof, InclusionProof, prove_consistency, prove_inclusion
 from honmaru.security.ledger.reading import backward, forward, position
 
@@ -80,10 +80,13 @@ class Ledger:
         The entry is a JSON object of at most 65,000 bytes with an "eventID"; the ledger puts its "index" and the time
         "recorded" in front. Raises LedgerUnavailable, here or in the future, while the disk cannot be written.
         """
-        body = encode(entry)
         future: Future[Receipt] = Future()
-        self._log(label).submit(body, future)
+        self.append_to(label, entry, future)
         return future
+
+    def append_to(self, label: Label, entry: Mapping[str, Any], waiting: Waiting) -> None:
+        """As `append`, settling what the caller brought: a `Future` costs more than the entry."""
+        self._log(label).submit(encode(entry), waiting)
 
     @property
     def writable(self) -> bool:

@@ -13,11 +13,11 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
+from typing import Any, Protocol
 
 import orjson
 
@@ -59,6 +59,18 @@ class Receipt:
     index: int
 
 
+class Waiting(Protocol):
+    """Whoever waits for an entry: what `concurrent.futures.Future` has of it. Settled from the writer's thread."""
+
+    def set_running_or_notify_cancel(self) -> bool: ...
+
+    def cancelled(self) -> bool: ...
+
+    def set_result(self, result: Any, /) -> None: ...
+
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
 class Log:
     """A log directory and the thread that writes it. Thread-safe."""
 
@@ -83,7 +95,7 @@ class Log:
         self._key = TailKey(key, self.origin)
         self._clock = clock
         self._condition = threading.Condition()
-        self._queue: deque[tuple[bytes, Future[Receipt]]] = deque()
+        self._queue: deque[tuple[bytes, Waiting]] = deque()
         self._fault: str | None = None
         self._closing = False
         self._opened = False
@@ -125,7 +137,7 @@ class Log:
         with self._sealing:
             self._open()
 
-    def submit(self, body: bytes, future: Future[Receipt]) -> None:
+    def submit(self, body: bytes, future: Waiting) -> None:
         """Queue an encoded JSON object. Raises LedgerUnavailable while the log cannot be written."""
         with self._condition:
             if self._closing or self._fault is not None:
@@ -244,7 +256,7 @@ class Log:
             self._tail = TailWriter(self.directory, self._size, self._key)
             self._segments.append(self._size)
 
-    def _write(self, batch: list[tuple[bytes, Future[Receipt]]]) -> None:
+    def _write(self, batch: list[tuple[bytes, Waiting]]) -> None:
         wanted = [future for _, future in batch if future.set_running_or_notify_cancel()]
         first = self._size
         try:
