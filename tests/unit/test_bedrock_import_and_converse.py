@@ -228,7 +228,7 @@ def test_invoke_model_speaks_llamas_body(forge: Forge, model: str) -> None:
         {"toolConfig": {"tools": [{"toolSpec": {"name": "x"}}]}},
         {"guardrailConfig": {"guardrailIdentifier": "g"}},
         {"outputConfig": {"textFormat": {"type": "json_schema"}}},
-        {"additionalModelRequestFields": {"top_k": 4}},
+        {"additionalModelRequestFields": {"mirostat": 4}},
         {"performanceConfig": {"latency": "optimized"}},
         {"system": [{"cachePoint": {"type": "default"}}]},
     ],

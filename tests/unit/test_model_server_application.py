@@ -31,7 +31,7 @@ from honmaru.workloads.server.text import TextStream, Vocabulary
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tiny_llama(tmp_path_factory.mktemp("served"))
+    path = tiny_llama(tmp_path_factory.mktemp("served"), context=320)
     convert(path, path / "model.gguf")
     return path
 
@@ -167,7 +167,7 @@ def test_an_answer_that_fills_the_context_says_so(application: Served) -> None:
     choice = answer["choices"][0]
     if choice["finish_reason"] == "length":
         assert choice["context_full"] is True
-        assert answer["usage"]["total_tokens"] == 64
+        assert answer["usage"]["total_tokens"] == 320
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,19 @@ _SUPPORTED = {
     "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    "Phi3ForCausalLM": "phi3",
+    "BertModel": "bert",
+    "RobertaModel": "roberta",
+    "XLMRobertaModel": "xlm-roberta",
 }
+_ENCODERS = frozenset({"BertModel", "RobertaModel", "XLMRobertaModel"})
+EMBEDDINGS = dict.fromkeys(_ENCODERS, "embeddings.word_embeddings.weight")
+"""Architecture → the tensor of its token embeddings, where it is not `model.embed_tokens.weight`."""
+
+
+def is_encoder_architecture(name: str) -> bool:
+    """Whether models of an architecture embed texts and write none."""
+    return name in _ENCODERS
 
 
 def read_architecture(data: bytes) -> Architecture:

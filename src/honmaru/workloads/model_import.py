@@ -21,10 +21,12 @@ from queue import Empty, Queue
 from typing import Any
 
 from honmaru.core.errors import HonmaruError, ValidationFault
-from honmaru.core.model_files import SERVED, has_chat_template, read_architecture, strict_json, wanted_files
+from honmaru.core.model_files import EMBEDDINGS, SERVED, has_chat_template, read_architecture, strict_json, wanted_files
 from honmaru.workloads.archive import unpack
 from honmaru.workloads.convert import Inconvertible, Weights, convert
 from honmaru.workloads.layout import Layout
+from honmaru.workloads.server.__main__ import is_encoder
+from honmaru.workloads.server.embedder import Embedder
 
 REPORT = "report.json"
 CHANNEL = "source"
@@ -60,7 +62,8 @@ def check(directory: Path) -> tuple[list[str], dict[str, Any]]:
         if name.endswith(".json"):
             strict_json(data, name)
     weights = Weights(directory)
-    vocabulary = weights.shape("model.embed_tokens.weight")[0] if "model.embed_tokens.weight" in weights else 0
+    tensor = EMBEDDINGS.get(architecture.name, "model.embed_tokens.weight")
+    vocabulary = weights.shape(tensor)[0] if tensor in weights else 0
     if vocabulary != architecture.vocab_size:
         raise ValidationFault(
             f"config.json says vocab_size {architecture.vocab_size}; the weights have {vocabulary} embeddings"
@@ -68,7 +71,7 @@ def check(directory: Path) -> tuple[list[str], dict[str, Any]]:
     report = {
         "architecture": architecture.name,
         "context_length": architecture.context_length,
-        "instruct": has_chat_template(small),
+        "instruct": has_chat_template(small) and not is_encoder(directory),
         "parameters": sum(_product(weights.shape(name)) for name in weights),
     }
     return names, report
@@ -87,6 +90,14 @@ def build(directory: Path, names: list[str], target: Path) -> dict[str, Any]:
     for name in names:
         if name in SERVED:
             shutil.copyfile(directory / name, target / name)
+    if is_encoder(directory):
+        for name in names:
+            shutil.copyfile(directory / name, target / name)
+        try:
+            Embedder(target, len(os.sched_getaffinity(0))).embed(["1"])
+        except (RuntimeError, ImportError, ValueError, KeyError, OSError) as fault:
+            raise ValidationFault(f"the model embeds nothing: {type(fault).__name__}: {str(fault)[:300]}") from None
+        return {"engine": "embedding", "engine_note": ""}
     reason = ""
     gguf = target / "model.gguf"
     try:
@@ -119,7 +130,7 @@ def _try(directory: Path) -> None:
     engine = load_engine(directory, len(os.sched_getaffinity(0)))
     finished: Queue[str] = Queue()
 
-    def emit(_ids: Sequence[int], finish: str | None) -> None:
+    def emit(ids: Sequence[int], finish: str | None, chances: Sequence[Any] = ()) -> None:  # noqa: ARG001
         if finish:
             finished.put(finish)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 from honmaru.core.errors import HonmaruError
-from honmaru.workloads.server.application import Application
+from honmaru.core.model_files import is_encoder_architecture
+from honmaru.workloads.server.application import Application, EmbeddingApplication
+from honmaru.workloads.server.embedder import Embedder
 from honmaru.workloads.server.engine import Engine
 from honmaru.workloads.server.text import Vocabulary
 
@@ -25,6 +29,12 @@ def load_engine(directory: Path, threads: int) -> Engine:
     return TorchEngine(directory, threads)
 
 
+def is_encoder(directory: Path) -> bool:
+    """Whether the model embeds texts and writes none."""
+    config = json.loads((directory / "config.json").read_text("utf-8"))
+    return is_encoder_architecture(str((config.get("architectures") or [""])[0]))
+
+
 def main() -> int:
     """Load the model, then listen on the socket until SIGTERM. Exit code 1 with the reason on stderr if it fails."""
     parser = argparse.ArgumentParser(prog="honmaru.workloads.server")
@@ -38,17 +48,27 @@ def main() -> int:
         os.environ[name] = "1"
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads would take cores from the enclave
     threads = arguments.threads or len(os.sched_getaffinity(0))
+    application: Application | EmbeddingApplication
+    engine: Engine | None = None
     try:
-        vocabulary = Vocabulary(arguments.model)
-        engine = load_engine(arguments.model, threads)
+        if is_encoder(arguments.model):
+            application = EmbeddingApplication(arguments.name, Embedder(arguments.model, threads))
+        else:
+            vocabulary = Vocabulary(arguments.model)
+            engine = load_engine(arguments.model, threads)
+            application = Application(arguments.name, vocabulary, engine)
     except (HonmaruError, OSError, ValueError, RuntimeError) as fault:
         print(f"cannot serve {arguments.model.name}: {type(fault).__name__}: {fault}", file=sys.stderr, flush=True)
         return 1
     import uvicorn
 
-    print(f"serving {arguments.name} with {engine.name}, {threads} threads", flush=True)
+    # uvicorn ends at SIGTERM and then raises it again, for whoever stood there before.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+
+    name = "embedding" if engine is None else engine.name
+    print(f"serving {arguments.name} with {name}, {threads} threads", flush=True)
     uvicorn.run(
-        Application(arguments.name, vocabulary, engine),
+        application,
         uds=str(arguments.socket),
         http="httptools",
         loop="uvloop",
@@ -57,7 +77,8 @@ def main() -> int:
         log_level="warning",
         timeout_graceful_shutdown=2,
     )
-    engine.close()
+    if engine is not None:
+        engine.close()
     return 0
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from honmaru.workloads.server.engine import Emit, Sampling
+from honmaru.workloads.server.loops import start_loop
+from honmaru.workloads.server.tools import BEGIN, Grammar
 
 CACHE_GIB = 1
 MAX_SEQUENCES = 64
@@ -23,6 +25,7 @@ MAX_SEQUENCES = 64
 class _Request:
     handle: Any
     emit: Emit
+    chances: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class OpenVinoEngine:
     """Serves one GGUF model on the CPU with `threads` threads."""
 
     name = "openvino"
+    features = frozenset({"grammar", "logprobs"})
 
     def __init__(self, gguf: Path, threads: int) -> None:
         import openvino_genai
@@ -59,8 +63,7 @@ class OpenVinoEngine:
         self._requests: dict[int, _Request] = {}
         self._waiting = 0
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._loop, name="openvino-step", daemon=True)
-        self._thread.start()
+        self._thread = start_loop(self._loop, "openvino-step")
 
     def submit(self, ids: Sequence[int], sampling: Sampling, emit: Emit) -> int:
         number = next(self._numbers)
@@ -105,7 +108,8 @@ class OpenVinoEngine:
         except RuntimeError as fault:
             submission.emit((), f"error: the engine refused the request: {str(fault)[:200]}")
         else:
-            self._requests[submission.number] = _Request(handle, submission.emit)
+            chances = submission.sampling.logprobs is not None
+            self._requests[submission.number] = _Request(handle, submission.emit, chances)
         with self._lock:
             self._waiting -= 1
 
@@ -130,10 +134,12 @@ class OpenVinoEngine:
         if request.handle.can_read():
             for output in request.handle.read().values():
                 reason = output.finish_reason
+                chances = [(chance, ()) for chance in output.generated_log_probs] if request.chances else ()
                 if reason == GenerationFinishReason.NONE:
-                    request.emit(output.generated_ids, None)
+                    request.emit(output.generated_ids, None, chances)
                     continue
-                request.emit(output.generated_ids, "length" if reason == GenerationFinishReason.LENGTH else "stop")
+                finish = "length" if reason == GenerationFinishReason.LENGTH else "stop"
+                request.emit(output.generated_ids, finish, chances)
                 return True
         elif ended:
             ignored = request.handle.get_status() == GenerationStatus.IGNORED
@@ -152,8 +158,28 @@ def _configuration(sampling: Sampling) -> Any:
         configuration.temperature = sampling.temperature
         configuration.top_p = sampling.top_p
         configuration.rng_seed = sampling.seed
+        if sampling.top_k:
+            configuration.top_k = sampling.top_k
+    configuration.frequency_penalty = sampling.frequency_penalty
+    configuration.presence_penalty = sampling.presence_penalty
+    if sampling.logprobs is not None:
+        configuration.logprobs = 1
+    if sampling.grammar is not None:
+        configuration.structured_output_config = _constraint(sampling.grammar)
     configuration.stop_token_ids = set(sampling.end_tokens)
     configuration.apply_chat_template = False
     if sampling.end_tokens:
         configuration.eos_token_id = min(sampling.end_tokens)
     return configuration
+
+
+def _constraint(grammar: Grammar) -> Any:
+    import openvino_genai
+
+    if grammar.schema is not None:
+        return openvino_genai.StructuredOutputConfig(json_schema=grammar.schema)
+    tags = [
+        openvino_genai.StructuralTagItem(begin=begin, schema=schema, end=end) for begin, schema, end in grammar.tags
+    ]
+    config = openvino_genai.StructuralTagsConfig(structural_tags=tags, triggers=[BEGIN])
+    return openvino_genai.StructuredOutputConfig(structural_tags_config=config)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import queue
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from honmaru.workloads.server.engine import Emit, Sampling
+from honmaru.workloads.server.engine import Chance, Emit, Sampling
+from honmaru.workloads.server.loops import start_loop
 
 MAX_RUNNING = 8
 
@@ -25,12 +25,14 @@ class _Request:
     generator: Any = None
     produced: int = 0
     last: int = -1
+    written: dict[int, int] = field(default_factory=dict)
 
 
 class TorchEngine:
     """Serves a Hugging Face model directory. Only safetensors are read; no code from the directory is run."""
 
     name = "transformers"
+    features = frozenset({"logit_bias", "logprobs", "top_logprobs"})
 
     def __init__(self, directory: Path, threads: int) -> None:
         import torch
@@ -45,8 +47,7 @@ class TorchEngine:
         self._numbers = itertools.count(1)
         self._inbox: queue.SimpleQueue[_Request | int | None] = queue.SimpleQueue()
         self._requests: dict[int, _Request] = {}
-        self._thread = threading.Thread(target=self._loop, name="torch-step", daemon=True)
-        self._thread.start()
+        self._thread = start_loop(self._loop, "torch-step")
 
     def submit(self, ids: Sequence[int], sampling: Sampling, emit: Emit) -> int:
         number = next(self._numbers)
@@ -95,14 +96,17 @@ class TorchEngine:
             request.emit((), f"error: the engine failed: {str(fault)[:200]}")
             return
         request.cache = output.past_key_values
-        request.last = self._choose(output.logits[0, -1].float().cpu(), request)
+        logits = output.logits[0, -1].float().cpu()
+        request.last = self._choose(_shaped(logits, request), request)
+        request.written[request.last] = request.written.get(request.last, 0) + 1
         request.produced += 1
         finish = "stop" if request.last in sampling.end_tokens else None
         if finish is None and request.produced >= sampling.max_tokens:
             finish = "length"
         if finish:
             self._requests.pop(request.number, None)
-        request.emit((request.last,), finish)
+        chances = () if sampling.logprobs is None else (_chance(logits, request.last, sampling.logprobs),)
+        request.emit((request.last,), finish, chances)
 
     def _choose(self, logits: Any, request: _Request) -> int:
         import torch
@@ -113,6 +117,31 @@ class TorchEngine:
         if request.generator is None:
             request.generator = torch.Generator().manual_seed(sampling.seed)
         chances, order = torch.softmax(logits / sampling.temperature, -1).sort(descending=True)
+        if sampling.top_k:
+            chances[sampling.top_k :] = 0
         # Keep the smallest set of likeliest tokens whose chances reach top_p.
         chances[(chances.cumsum(-1) - chances) >= sampling.top_p] = 0
         return int(order[int(torch.multinomial(chances, 1, generator=request.generator))])
+
+
+def _shaped(logits: Any, request: _Request) -> Any:
+    """The logits after bias and penalties, as OpenAI defines them."""
+    sampling = request.sampling
+    if not (sampling.logit_bias or sampling.frequency_penalty or sampling.presence_penalty):
+        return logits
+    logits = logits.clone()
+    for token, bias in sampling.logit_bias.items():
+        if token < len(logits):
+            logits[token] += bias
+    for token, count in request.written.items():
+        logits[token] -= count * sampling.frequency_penalty + sampling.presence_penalty
+    return logits
+
+
+def _chance(logits: Any, token: int, alternatives: int) -> Chance:
+    import torch
+
+    chances = torch.log_softmax(logits, -1)
+    best = chances.topk(alternatives) if alternatives else None
+    others = () if best is None else list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return float(chances[token]), others

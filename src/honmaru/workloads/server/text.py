@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from honmaru.core.errors import ValidationFault
+from honmaru.workloads.server.tools import told
 
 
 class Vocabulary:
@@ -47,6 +48,7 @@ class Vocabulary:
         template = directory / "chat_template.jinja"
         source = template.read_text("utf-8") if template.exists() else settings.get("chat_template")
         self._template = _compile(source) if isinstance(source, str) and source.strip() else None
+        self._knows_tools = isinstance(source, str) and "tools" in source
 
     def _ends(self, *sources: Mapping[str, Any]) -> frozenset[int]:
         ends: set[int] = set()
@@ -62,10 +64,19 @@ class Vocabulary:
     def encode_prompt(self, prompt: str) -> list[int]:
         return list(self._tokenizer.encode(prompt).ids)
 
-    def encode_messages(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def token(self, number: int) -> dict[str, Any]:
+        """A token as log probabilities name it."""
+        text = self._tokenizer.decode([number], skip_special_tokens=False)
+        return {"token": text, "bytes": list(text.encode())}
+
+    def encode_messages(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """Token ids of a conversation that waits for the assistant. Raises ValidationFault if it has no form."""
         if self._template is None:
             raise ValidationFault("this model has no chat template; use a raw prompt")
+        if not self._knows_tools and (tools or any(one["role"] == "tool" or "tool_calls" in one for one in messages)):
+            messages, tools = told(messages, tools), ()
         border = secrets.token_hex(16)
         hidden: list[str] = []
 
@@ -76,14 +87,17 @@ class Vocabulary:
         # Longest first, so that no special token is found inside another.
         names = sorted(self._special, key=len, reverse=True)
         pattern = re.compile("|".join(map(re.escape, names))) if names else None
-        safe = [
-            {
-                "role": message["role"],
-                "content": pattern.sub(hide, message["content"]) if pattern else message["content"],
-            }
-            for message in messages
-        ]
-        rendered = self._render(safe)
+
+        def plain(value: Any) -> Any:
+            """The value with every special token in its texts hidden."""
+            if isinstance(value, str):
+                return pattern.sub(hide, value) if pattern else value
+            if isinstance(value, Mapping):
+                return {plain(name): plain(item) for name, item in value.items()}
+            return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+        safe = [{**plain(message), "role": message["role"]} for message in messages]
+        rendered = self._render(safe, plain(list(tools)))
         if not hidden:
             return list(self._tokenizer.encode(rendered, add_special_tokens=False).ids)
         ids: list[int] = []
@@ -94,12 +108,13 @@ class Vocabulary:
                 ids += self._tokenizer.encode(piece, add_special_tokens=False).ids
         return ids
 
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def _render(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Any]) -> str:
         import jinja2
 
         assert self._template is not None  # noqa: S101 - encode_messages has checked it
+        more = {"tools": tools} if tools else {}
         try:
-            return str(self._template.render(messages=messages, add_generation_prompt=True, **self._names))
+            return str(self._template.render(messages=messages, add_generation_prompt=True, **self._names, **more))
         except (jinja2.TemplateError, TypeError, ValueError, OverflowError) as fault:
             raise ValidationFault(f"the model's chat template refuses these messages: {str(fault)[:200]}") from None
 
