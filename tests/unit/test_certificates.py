@@ -40,7 +40,7 @@ def test_the_certificate_chains_to_the_ca_for_loopback_only(tmp_path: Path) -> N
     leaf.verify_directly_issued_by(ca)
     assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == ["localhost"]
+    assert names.get_values_for_type(x509.DNSName) == ["localhost", "s3.localhost", "*.s3.localhost"]
     context = ssl.create_default_context(cafile=str(tls.ca))
     assert context.cert_store_stats()["x509_ca"] == 1
 

@@ -274,8 +274,11 @@ class ServiceRouter:
         return services[0] if services else None
 
     def bucket_path(self, raw_path: str, host: str) -> str:
-        """S3's path-style path: a bucket that stands in the Host header is moved in front of the path."""
-        name = host.partition(":")[0]
+        """S3's path-style path: a bucket that stands in the Host header is moved in front of the path.
+
+        Bucket names may hold dots, and ".s3." too: what stands before the last one is the bucket.
+        """
+        name = host.partition(":")[0].lower()
         for suffix in self._hosts:
             if name.endswith(suffix):
                 bucket = name[: -len(suffix)].removesuffix(".s3")
@@ -284,4 +287,4 @@ class ServiceRouter:
         return f"/{match[1]}{raw_path}" if match else raw_path
 
 
-_S3_HOST = re.compile(r"(.+?)\.s3[.-][a-z0-9.-]+")
+_S3_HOST = re.compile(r"(.+)\.s3[.-][a-z0-9.-]+")

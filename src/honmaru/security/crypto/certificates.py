@@ -26,7 +26,8 @@ from honmaru.core.errors import ConfigurationFault
 from honmaru.security.crypto.secret_files import read_or_create
 
 _RENEW_BEFORE = datetime.timedelta(days=30)
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1", "s3.localhost", "*.s3.localhost")
+"""The last two are for S3 in virtual-host style; verifiers take no wildcard directly below a top level."""
 
 
 @dataclass(frozen=True, slots=True)
