@@ -194,7 +194,8 @@ def test_code_that_a_channel_brought_is_found(ml: Path) -> None:
 def test_metrics_take_the_last_finite_match() -> None:
     definitions = [{"Name": "loss", "Regex": r"loss=(\S+)"}, {"Name": "bare", "Regex": r"\d+%"}]
     pages = [b"loss=3.5\nloss=nan\nlo", b"ss=1.25\nloss=oops\n\xff\n"]
-    assert metrics.extract(definitions, pages) == {"loss": 1.25}
+    found = metrics.extract(definitions, pages)["loss"]
+    assert (found.last[-1], found.since(found.count - 1), found.since(found.count)) == (1.25, [1.25], ())
     assert metrics.extract([], pages) == {}
 
 

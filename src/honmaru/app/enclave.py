@@ -116,6 +116,7 @@ class Enclave:
             ids=self.ids,
             scratch=data / "scratch",
             capacity=capacity,
+            metrics=metrics,
         )
         model_import = ModelImport(
             guard=self.guard,

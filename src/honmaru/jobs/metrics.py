@@ -4,7 +4,9 @@ A regular expression can take exponential time and holds the interpreter's lock 
 never evaluated inside the enclave: `extract` hands them and the lines to a short-lived child process with limits.
 
 Invariants:
-- The last match of a metric wins; a match that is not a finite number is passed over.
+- A metric's values are those of all matches, in the order of the output; the last one is the metric's final value. A
+  match that is not a finite number is passed over.
+- Of each metric every value is counted, and at most the last `KEPT` are carried: the answer's size is bounded.
 - A child that takes too long is killed; its metrics are then absent, and nothing else happens to the job.
 """
 
@@ -16,8 +18,11 @@ import re
 import resource
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+KEPT = 1000
 _TIME_LIMIT_S = 20
 _MEMORY_BYTES = 1 << 30
 
@@ -32,8 +37,21 @@ def check(definitions: Sequence[Mapping[str, str]]) -> str | None:
     return None
 
 
-def extract(definitions: Sequence[Mapping[str, str]], pages: Iterable[bytes]) -> dict[str, float]:
-    """Last value of each metric in the output; empty when the expressions take too long."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`count` values of a metric in the output, and the last of them, oldest first."""
+
+    count: int
+    last: Sequence[float]
+
+    def since(self, seen: int) -> Sequence[float]:
+        """The values after the first `seen`, as far as they were carried."""
+        new = max(0, self.count - seen)
+        return self.last[-new:] if new else ()
+
+
+def extract(definitions: Sequence[Mapping[str, str]], pages: Iterable[bytes]) -> dict[str, Found]:
+    """The values of each metric in the output; empty when the expressions take too long."""
     if not definitions:
         return {}
     header = json.dumps([[definition["Name"], definition["Regex"]] for definition in definitions])
@@ -46,7 +64,7 @@ def extract(definitions: Sequence[Mapping[str, str]], pages: Iterable[bytes]) ->
     if answer.returncode != 0:
         return {}
     found = json.loads(answer.stdout)
-    return {str(name): float(value) for name, value in found.items()}
+    return {str(name): Found(int(count), [float(value) for value in last]) for name, (count, last) in found.items()}
 
 
 def main() -> None:
@@ -54,7 +72,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (_TIME_LIMIT_S, _TIME_LIMIT_S))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     patterns = [(name, re.compile(expression)) for name, expression in json.loads(sys.stdin.buffer.readline())]
-    values: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    values: dict[str, deque[float]] = {}
     for raw in sys.stdin.buffer:
         line = raw.decode("utf-8", "replace")
         for name, pattern in patterns:
@@ -64,8 +83,9 @@ def main() -> None:
                 except (TypeError, ValueError):
                     continue
                 if math.isfinite(value):
-                    values[name] = value
-    sys.stdout.write(json.dumps(values))
+                    counts[name] = counts.get(name, 0) + 1
+                    values.setdefault(name, deque(maxlen=KEPT)).append(value)
+    sys.stdout.write(json.dumps({name: [count, list(values[name])] for name, count in counts.items()}))
 
 
 if __name__ == "__main__":

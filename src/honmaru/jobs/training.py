@@ -35,6 +35,7 @@ from honmaru.jobs.training_states import CLAIMABLE, FINAL, advance
 from honmaru.ports.buckets import Buckets, split_uri
 from honmaru.ports.executors import Executor, JobSpec, JobStatus, Phase
 from honmaru.ports.logs import LogSink
+from honmaru.ports.metrics import Datum, MetricSink
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.ledger.entries import api_call
 
@@ -85,6 +86,7 @@ class Training:
         scratch: Where job trees are laid out (0700, on the executor's machine).
         capacity: What the machine has.
         running: Training jobs at the same time.
+        metrics: Takes what MetricDefinitions find in the output, under the namespace /aws/sagemaker/TrainingJobs.
     """
 
     roles: Roles
@@ -98,6 +100,7 @@ class Training:
     scratch: Path
     capacity: Capacity
     running: int = 2
+    metrics: MetricSink | None = None
 
     @property
     def service(self) -> str:
@@ -373,11 +376,25 @@ class Training:
     def _note_metrics(self, claim: Claim, definitions: list[dict[str, str]], follower: OutputFollower) -> None:
         pages = (page for instance in follower.instances for page in follower.pages(instance))
         values = metrics.extract(definitions, pages)
-        known = {metric["name"]: metric["value"] for metric in claim.record.body.get("metrics") or []}
-        if values and values != known:
-            at = self.clock.now().isoformat()
-            found = [{"name": name, "value": value, "at": at} for name, value in values.items()]
-            claim.change(lambda fresh: fresh.update(metrics=found))
+        seen = {metric["name"]: int(metric.get("count", 0)) for metric in claim.record.body.get("metrics") or []}
+        if not values or {name: found.count for name, found in values.items()} == seen:
+            return
+        now = self.clock.now()
+        if self.metrics is not None:
+            # Before the record: a crash in between repeats the newest points and loses none.
+            session = self._session(claim.record)
+            dimensions = {"TrainingJobName": claim.record.name}
+            data = [
+                Datum(name, value, now, dimensions)
+                for name, found in values.items()
+                for value in found.since(seen.get(name, 0))
+            ]
+            self.metrics.put(session, LOG_GROUP, data)
+        noted = [
+            {"name": name, "value": found.last[-1], "at": now.isoformat(), "count": found.count}
+            for name, found in values.items()
+        ]
+        claim.change(lambda fresh: fresh.update(metrics=noted))
 
     def _failure(self, status: JobStatus, root: Path, follower: OutputFollower) -> str:
         """FailureReason, or "" when every instance exited with 0."""
