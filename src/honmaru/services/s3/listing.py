@@ -27,6 +27,8 @@ from honmaru.services.s3.requests import canonical_id, refuse_unwritten
 _PAGE = 1000
 LAST = "\U0010ffff"
 _TOKEN = b"1:"
+PROBE = 4
+"""How many keys are fetched behind a group: mostly there is another group, of which one key is enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +41,33 @@ class Entry:
 
 
 def walk(records: GuardedRecords, bucket: str, prefix: str, delimiter: str, after: str, page: int) -> Iterator[Entry]:
-    """Every entry greater than `after`, in order. A group that ended at `after` exactly is not listed again."""
+    """Every entry greater than `after`, in order. A group that ended at `after` exactly is not listed again.
+
+    Groups are found by looking for the first key behind the one before, never by reading through them; so a page of
+    groups costs as many looks as it has groups, however many keys they hold.
+    """
     head = f"{bucket}/"
     done = after if delimiter and after.startswith(prefix) and after.endswith(delimiter) else None
+    size = page
     while True:
-        for record in records.iterate("object", prefix=head + prefix, after=head + after, state="", page=page):
+        read = 0
+        for record in records.iterate("object", prefix=head + prefix, after=head + after, state="", page=size):
             key = record.name[len(head) :]
             cut = key.find(delimiter, len(prefix)) if delimiter else -1
             if cut < 0:
                 yield Entry(key, record, key)
+                after = key
+                read += 1
+                if read == size < page:
+                    size = page  # plain keys after all: fetch them by the page again
+                    break
                 continue
             group = key[: cut + len(delimiter)]
             after = group + LAST
             if group != done:
                 yield Entry(group, None, after)
             done = group
+            size = min(page, PROBE)
             break  # go on behind the whole group instead of reading through it
         else:
             return

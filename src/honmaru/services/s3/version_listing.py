@@ -23,7 +23,7 @@ from honmaru.security.calls import Call
 from honmaru.security.guard import GuardedRecords, Record
 from honmaru.services.s3 import bucket as buckets
 from honmaru.services.s3 import versions
-from honmaru.services.s3.listing import LAST, encoder, limit_of, owner_of
+from honmaru.services.s3.listing import LAST, PROBE, encoder, limit_of, owner_of
 from honmaru.services.s3.object import modified, quoted
 from honmaru.services.s3.requests import refuse_unwritten
 
@@ -56,16 +56,24 @@ def walk(
     if version is not None:
         yield from _rest_of(records, bucket, prefix, delimiter, after, version, page)
     done = after if delimiter and after.startswith(prefix) and after.endswith(delimiter) else None
+    size = page
     while True:
-        for key, rows in groupby(_rows(records, bucket, prefix, after, page), key=lambda row: row[0]):
+        read = 0
+        for key, rows in groupby(_rows(records, bucket, prefix, after, size), key=lambda row: row[0]):
             group = _group(key, prefix, delimiter)
             if group is None:
                 yield from _lines(key, rows)
+                after = key
+                read += 1
+                if read == size < page:
+                    size = page  # plain keys after all: fetch them by the page again
+                    break
                 continue
             after = group + LAST
             if group != done:
                 yield Line(group, None)
             done = group
+            size = min(page, PROBE)
             break  # go on behind the whole group instead of reading through it
         else:
             return
