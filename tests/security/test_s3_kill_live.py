@@ -70,8 +70,9 @@ class Worker:
             self.acknowledged += 1
         elif verb < 5:
             source = f"{self.number}/source"
-            s3.put_object(Bucket="plain", Key=source, Body=content)
             digest = hashlib.sha256(content).hexdigest()
+            self._try("plain", source, digest)
+            s3.put_object(Bucket="plain", Key=source, Body=content)
             self.allowed["plain", source] = {digest}
             self._try(bucket, key, digest)
             self._did(bucket, key, digest, s3.copy_object(**place, CopySource={"Bucket": "plain", "Key": source}))
