@@ -22,7 +22,7 @@ from honmaru.api.misreads import Misread
 
 MAX_DEPTH = 100
 """Nesting of maps, lists and tags in one body, as for JSON."""
-MAX_ITEMS = 1_000_000
+MAX_ITEMS = 400_000
 """Items (values and keys) in one body."""
 
 UNSIGNED, NEGATIVE, BYTES, TEXT, LIST, MAP, TAG = range(7)

@@ -126,6 +126,8 @@ def decode_headers(raw: bytes) -> dict[str, Any]:
                 out[name] = _EPOCH + timedelta(milliseconds=struct.unpack_from(">q", raw, at)[0])
                 at += 8
             elif kind == 9:
+                if at + 16 > len(raw):
+                    raise Misread("event stream headers that end inside the frame", None)
                 out[name] = raw[at : at + 16]
                 at += 16
             else:

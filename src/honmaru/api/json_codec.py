@@ -25,10 +25,14 @@ Writer = Callable[[Any], Any]
 
 MAX_DEPTH = 100
 """Nesting of objects and lists in one body."""
+MAX_CONTAINERS = 1_000_000
+"""Objects and lists in one body (brackets inside texts are counted too): an empty list takes twenty times its bytes."""
 
 
 def parse(body: bytes) -> Any:
     """Bytes → JSON values, at most MAX_DEPTH deep. Raises Misread."""
+    if len(body) > MAX_CONTAINERS and body.count(b"{") + body.count(b"[") > MAX_CONTAINERS:
+        raise Misread(f"at most {MAX_CONTAINERS} objects and lists", None)
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:

@@ -1,7 +1,7 @@
 """Readers of form-encoded requests (protocol query), compiled from shapes. Answers are XML: see `xml_codec`.
 
 Invariants:
-- At most MAX_FIELDS fields, at most MAX_DEPTH name parts; percent-encoding must be complete and UTF-8.
+- At most MAX_FIELDS fields, MAX_DEPTH name parts and MAX_NODES structures; percent-encoding must be complete and UTF-8.
 - A field that the model does not have, that is given twice, or that is both a value and a prefix is refused.
 """
 
@@ -20,6 +20,8 @@ Tree = dict[str, Any]
 
 MAX_FIELDS = 20_000
 MAX_DEPTH = 48
+MAX_NODES = 100_000
+"""Structures, lists and maps that the names of one form may spell."""
 
 _Reader = Callable[[Any], Any]
 
@@ -56,6 +58,7 @@ def decode(raw: bytes) -> str:
 def tree(flat: Mapping[str, str]) -> Tree:
     """`{"Tags.member.1.Key": "a"}` → nested dicts. Raises Misread."""
     root: Tree = {}
+    nodes = 0
     for name, value in flat.items():
         if "." not in name:
             if name in root:
@@ -67,8 +70,13 @@ def tree(flat: Mapping[str, str]) -> Tree:
             raise Misread(f"at most {MAX_DEPTH} name parts", value, name[:128])
         node = root
         for part in parts[:-1]:
-            below = node.setdefault(part, {})
-            if type(below) is not dict:
+            below = node.get(part)
+            if below is None:
+                nodes += 1
+                if nodes > MAX_NODES:
+                    raise Misread(f"at most {MAX_NODES} structures and lists", None)
+                below = node[part] = {}
+            elif type(below) is not dict:
                 raise Misread("a field that is either a value or a prefix", value, name[:128])
             node = below
         if parts[-1] in node:
