@@ -660,6 +660,15 @@ def test_multipart_checksums(client: Client, algorithm: str, kind: str | None) -
         assert done[name] == full[algorithm] and done["ChecksumType"] == "FULL_OBJECT"
 
 
+def test_a_parts_own_checksum_is_verified_and_answered_beside_the_uploads(client: Client) -> None:
+    upload = begin(client)
+    stated = base64.b64encode(zlib.crc32(b"x").to_bytes(4, "big")).decode()
+    place = {"Bucket": "bucket", "Key": "k", "UploadId": upload, "PartNumber": 1}
+    part = client("UploadPart", **place, Body=Upload(b"x"), ChecksumCRC32=stated)
+    assert part["ChecksumCRC32"] == stated and part["ChecksumCRC64NVME"]
+    refused("BadDigest", lambda: client("UploadPart", **place, Body=Upload(b"y"), ChecksumCRC32=stated))
+
+
 def test_checksum_types_that_s3_does_not_have(client: Client) -> None:
     for algorithm, kind in (("SHA256", "FULL_OBJECT"), ("CRC64NVME", "COMPOSITE"), ("ROT13", None)):
         refused("InvalidRequest", lambda a=algorithm, k=kind: begin(client, ChecksumAlgorithm=a, ChecksumType=k))

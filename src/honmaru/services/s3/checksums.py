@@ -166,6 +166,8 @@ class Intake:
     limit: int = 5 << 30
     trailers: Callable[[], Mapping[str, str]] = dict
     size: int = 0
+    verified: dict[str, str] = field(default_factory=dict)
+    """The checksums that the client stated, by algorithm, once they were found right."""
     md5: bytes = b""
     checksum: str = ""
 
@@ -195,6 +197,7 @@ class Intake:
                 raise ValidationFault(
                     f"The {name} you specified did not match the calculated checksum.", code="BadDigest"
                 )
+            self.verified[name] = value
 
 
 def intake(request: Mapping[str, Any], headers: Mapping[str, str], algorithm: str | None = None) -> Intake:

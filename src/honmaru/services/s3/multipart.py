@@ -82,7 +82,12 @@ def upload_part(call: Call, request: Mapping[str, Any], commits: buckets.BucketC
             code="InvalidRequest",
         )
     part = _keep(call, upload, request["PartNumber"], intake, commits)
-    return {"ETag": quoted(part["etag"]), checksums.member(algorithm): part["checksum"], **SEALED}
+    return {
+        "ETag": quoted(part["etag"]),
+        checksums.member(algorithm): part["checksum"],
+        **{checksums.member(name): value for name, value in intake.verified.items()},
+        **SEALED,
+    }
 
 
 def upload_part_copy(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) -> dict[str, Any]:
