@@ -1,8 +1,9 @@
 """HTTP/1.1 as the gateway needs it: one connection, its requests in order, answers in one piece where they are whole.
 
-A request reaches the application as in ASGI (scope, receive, send), with two shortcuts in the scope:
-"honmaru.answer", a function of (status, headers, body) that sends a whole answer at once, and "honmaru.exchange",
-where the application leaves its exchange so that the connection can see whether its caller was authenticated.
+A request reaches the application as in ASGI (scope, receive, send), with shortcuts in the scope: "honmaru.body", a
+function that gives the body if all of it is here; "honmaru.answer", a function of (status, headers, body) that sends a
+whole answer at once; "honmaru.exchange", where the application leaves its exchange so that the connection can see
+whether its caller was authenticated.
 
 Invariants:
 - Headers over their limits, and requests that are not HTTP, are refused before the application sees anything.
@@ -126,6 +127,17 @@ class Request:
         self.size = 0
         self.told = self.complete
         return {"type": "http.request", "body": body, "more_body": not self.complete}
+
+    def whole(self) -> bytes | None:
+        """The body, when all of it has come and nothing of it was received yet; else None."""
+        if not self.complete or self.told or self.gone:
+            return None
+        body = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+        self.pieces.clear()
+        self.size = 0
+        self.told = True
+        self.expects = False
+        return body
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """Sends a whole answer. `headers` state its length, but for answers that have none."""
@@ -362,6 +374,7 @@ class Connection(asyncio.Protocol):
         keep_alive = self.http_11 and parser.should_keep_alive() and not parser.should_upgrade()
         request = Request(self, scope, keep_alive, self.expects)
         scope["honmaru.answer"] = request.answer
+        scope["honmaru.body"] = request.whole
         if self.current is None:
             self._run(request)
         else:

@@ -55,7 +55,11 @@ async def read_body(exchange: Exchange, limit: int, body_s: float) -> None:
     if declared is not None and declared > limit:
         raise too_large(exchange, limit)
     if declared != 0 and (declared is not None or "transfer-encoding" in headers):
-        exchange.body = await _whole(exchange, limit, body_s)
+        ready = exchange.scope.get("honmaru.body")
+        body = None if ready is None else ready()
+        if body is not None and len(body) > limit:
+            raise too_large(exchange, limit)
+        exchange.body = await _whole(exchange, limit, body_s) if body is None else body
     exchange.request_digest = f"sha256:{hashlib.sha256(exchange.body).hexdigest()}"
 
 
@@ -88,14 +92,24 @@ def presented(exchange: Exchange, session: Session) -> Session:
 
     Raises AuthenticationFailed, in the words for an unknown key, when the session is bound to other networks.
     """
+    agent = exchange.headers.get("user-agent", "")[:512]
+    key = (id(session), exchange.client, agent, exchange.secure)
+    known = _PRESENTED.get(key)
+    if known is not None and known[0] is session:
+        return known[1]
     if session.networks and not within(exchange.client, session.networks):
         raise AuthenticationFailed("The security token included in the request is invalid.")
-    return replace(
-        session,
-        source_ip=exchange.client,
-        user_agent=exchange.headers.get("user-agent", "")[:512],
-        secure_transport=exchange.secure,
-    )
+    made = replace(session, source_ip=exchange.client, user_agent=agent, secure_transport=exchange.secure)
+    if len(_PRESENTED) >= _PRESENTED_LIMIT:
+        _PRESENTED.clear()
+    _PRESENTED[key] = (session, made)
+    return made
+
+
+_PRESENTED: dict[tuple[int, str | None, str, bool], tuple[Session, Session]] = {}
+"""A client asks again and again from one address with one agent. The session itself is kept beside its number, so no
+other object can have that number; a session made anew (because IAM changed, say) is another object."""
+_PRESENTED_LIMIT = 4096
 
 
 def content_length(headers: Mapping[str, str]) -> int | None:

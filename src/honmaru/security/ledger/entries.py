@@ -143,8 +143,22 @@ def state_change(
 
 
 def _identity(session: Session | None) -> dict[str, Any]:
+    """Who acts; not to be changed: the same session's entries share it."""
     if session is None:
         return {"type": "Unknown"}
+    known = _IDENTITIES.get(id(session))
+    if known is None or known[0] is not session:
+        if len(_IDENTITIES) >= _IDENTITIES_LIMIT:
+            _IDENTITIES.clear()
+        known = _IDENTITIES[id(session)] = (session, _described(session))
+    return known[1]
+
+
+_IDENTITIES: dict[int, tuple[Session, dict[str, Any]]] = {}
+_IDENTITIES_LIMIT = 1024
+
+
+def _described(session: Session) -> dict[str, Any]:
     last = session.principal_arn.rpartition("/")[2]
     identity: dict[str, Any] = {
         "type": {"root": "Root", "user": "IAMUser", "assumed-role": "AssumedRole", "service": "AWSService"}.get(
@@ -188,10 +202,16 @@ def _resources(
 
 
 def _bounded(value: dict[str, Any]) -> dict[str, Any]:
+    if len(value) <= _FEW and all(type(item) in _SMALL or len(str(item)) <= 256 for item in value.values()):
+        return value
     text = json.dumps(value, default=str, sort_keys=True)
     if len(text) <= _LIST_LIMIT:
         return value
     return {"omittedBytes": len(text), "sha384": hashlib.sha384(text.encode()).hexdigest()}
+
+
+_FEW = 16
+_SMALL = frozenset((int, float, bool, type(None)))
 
 
 def _text(value: str, limit: int = _TEXT_LIMIT) -> str:
@@ -199,4 +219,6 @@ def _text(value: str, limit: int = _TEXT_LIMIT) -> str:
 
 
 def _seconds(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if at.tzinfo is not UTC:
+        at = at.astimezone(UTC)
+    return at.isoformat(timespec="seconds")[:19] + "Z"

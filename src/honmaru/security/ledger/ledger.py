@@ -223,7 +223,7 @@ def encode(entry: Mapping[str, Any]) -> bytes:
     if not isinstance(entry.get("eventID"), str) or "index" in entry or "recorded" in entry:
         raise ValidationFault('a ledger entry needs an "eventID"; "index" and "recorded" are the ledger\'s to give')
     try:
-        body = orjson.dumps(dict(entry))
+        body = orjson.dumps(entry if type(entry) is dict else dict(entry))
     except orjson.JSONEncodeError:
         body = orjson.dumps(_clean(entry))
     if len(body) > MAX_ENTRY_BYTES:

@@ -283,7 +283,7 @@ class Log:
                 future.set_result(Receipt(self.label, index))
 
     def _now(self) -> str:
-        return self._clock.now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return self._clock.now().astimezone(UTC).isoformat(timespec="microseconds")[:26] + "Z"
 
     def _fail(self, error: BaseException) -> None:
         with self._condition:
