@@ -247,6 +247,26 @@ def test_response_overrides(client: Client) -> None:
     assert (got["ContentType"], got["ContentDisposition"]) == ("a/b", "attachment")
 
 
+def test_a_storage_class_is_kept_and_shown(client: Client) -> None:
+    client.put("k", b"x", StorageClass="STANDARD_IA")
+    client.put("s", b"x")
+    assert client("HeadObject", Bucket="bucket", Key="k")["StorageClass"] == "STANDARD_IA"
+    assert "StorageClass" not in client("GetObject", Bucket="bucket", Key="s")
+    shown = client("ListObjectsV2", Bucket="bucket")["Contents"]
+    assert [one["StorageClass"] for one in shown] == ["STANDARD_IA", "STANDARD"]
+    copy = {"Bucket": "bucket", "Key": "k", "CopySource": "bucket/k"}
+    client("CopyObject", **copy, StorageClass="GLACIER_IR")
+    assert client("HeadObject", Bucket="bucket", Key="k")["StorageClass"] == "GLACIER_IR"
+    client("CopyObject", **{**copy, "Key": "c"})
+    assert "StorageClass" not in client("HeadObject", Bucket="bucket", Key="c")
+    upload = begin(client, "m", StorageClass="ONEZONE_IA")
+    (part,) = parts(client, upload, b"x", key="m")
+    assert client("ListParts", Bucket="bucket", Key="m", UploadId=upload)["StorageClass"] == "ONEZONE_IA"
+    finish(client, upload, [part], Key="m")
+    attributes = client("GetObjectAttributes", Bucket="bucket", Key="m", ObjectAttributes=["StorageClass"])
+    assert attributes["StorageClass"] == "ONEZONE_IA"
+
+
 def test_conditional_writes(client: Client) -> None:
     client.put("k", b"1", IfNoneMatch="*")
     refused("PreconditionFailed", lambda: client.put("k", b"2", IfNoneMatch="*"))
@@ -583,14 +603,8 @@ def begin(client: Client, key: str = "k", **request: Any) -> str:
 
 
 def finish(client: Client, upload: str, listed: list[dict[str, Any]], **request: Any) -> Any:
-    return client(
-        "CompleteMultipartUpload",
-        Bucket="bucket",
-        Key="k",
-        UploadId=upload,
-        MultipartUpload={"Parts": listed},
-        **request,
-    )
+    place = {"Bucket": "bucket", "Key": "k", "UploadId": upload, "MultipartUpload": {"Parts": listed}}
+    return client("CompleteMultipartUpload", **{**place, **request})
 
 
 BIG = [b"a" * (5 * MIB), b"b" * (5 * MIB), b"c" * 3]

@@ -152,7 +152,7 @@ def _shown(call: Call, record: Record, encode: Any, owners: bool) -> dict[str, A
         "ChecksumAlgorithm": [record.body["checksum"]["algorithm"]],
         "ChecksumType": record.body["checksum"]["type"],
         "Size": record.body["size"],
-        "StorageClass": "STANDARD",
+        "StorageClass": record.body.get("class", "STANDARD"),
     }
     if owners:
         shown["Owner"] = owner_of(call)

@@ -29,6 +29,7 @@ from honmaru.services.s3.requests import (
     check_key,
     header_tags,
     refuse_unwritten,
+    storage_class,
 )
 
 _MIN_PART = 5 << 20
@@ -55,7 +56,7 @@ def create(call: Call, request: Mapping[str, Any], upload_id: str) -> dict[str, 
         "algorithm": algorithm,
         "stated": stated is not None,
         "checksum_type": kind,
-        "object": described | {"tags": tags, **retention.stated(call, request)},
+        "object": described | {"tags": tags, **retention.stated(call, request), **storage_class(request)},
     }
     retention.of_new_version(buckets.adopt(call.records, request), body["object"], call.now)
     call.records.create("upload", f"{request['Bucket']}/{upload_id}", body)
@@ -330,7 +331,7 @@ def list_parts(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
         or None,
         "Initiator": owner,
         "Owner": owner,
-        "StorageClass": "STANDARD",
+        "StorageClass": upload.body["object"].get("class", "STANDARD"),
         "ChecksumAlgorithm": upload.body["algorithm"] if upload.body["stated"] else None,
         "ChecksumType": upload.body["checksum_type"] if upload.body["stated"] else None,
     }
@@ -379,7 +380,7 @@ def list_uploads(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
                 "UploadId": body["id"],
                 "Key": encode(body["key"]),
                 "Initiated": datetime.fromisoformat(body["initiated"]),
-                "StorageClass": "STANDARD",
+                "StorageClass": body["object"].get("class", "STANDARD"),
                 "Owner": owner,
                 "Initiator": owner,
                 "ChecksumAlgorithm": body["algorithm"] if body["stated"] else None,

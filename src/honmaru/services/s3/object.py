@@ -25,6 +25,7 @@ from honmaru.services.s3.requests import (
     header_tags,
     precondition_failed,
     refuse_unwritten,
+    storage_class,
 )
 
 _OVERRIDES = {
@@ -38,6 +39,7 @@ _OVERRIDES = {
 SEALED = {"ServerSideEncryption": "AES256"}
 _METADATA_LIMIT = 2048
 _DELETE_LIMIT = 1000
+_COPY_LIMIT = 5 << 30
 
 
 def quoted(etag: str) -> str:
@@ -97,7 +99,7 @@ def keep(
     ref = call.blobs.write(intake)
     checksum = {"algorithm": intake.algorithm, "value": intake.checksum, "type": checksums.FULL_OBJECT}
     body = contents.body_of(described, etag=intake.md5.hex(), size=ref.size, checksum=checksum, now=call.now)
-    body |= {"blob": ref.id, "tags": dict(tags), **locked}
+    body |= {"blob": ref.id, "tags": dict(tags), **locked, **storage_class(request)}
     try:
         record = contents.store(call, commits, request, body)
     except BaseException:
@@ -181,6 +183,8 @@ def _describe(
         **SEALED,
     }
     answer |= retention.described(call, request, body)
+    if "class" in body:  # S3 leaves the standard one unsaid
+        answer["StorageClass"] = body["class"]
     if "Expires" in body["headers"]:
         answer["Expires"] = _expires(body["headers"]["Expires"])
     if body["tags"]:
@@ -205,7 +209,9 @@ def copy(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits)
     check_metadata(request)
     bucket, key, version_id = copy_source(request)
     replacing = request.get("MetadataDirective") == "REPLACE"
-    if (bucket, key, version_id) == (request["Bucket"], request["Key"], None) and not replacing:
+    if (bucket, key, version_id) == (request["Bucket"], request["Key"], None) and not (
+        replacing or request.get("StorageClass")
+    ):
         raise ValidationFault(
             "This copy request is illegal because it is trying to copy an object to itself without changing the "
             "object's metadata, storage class, website redirect location or encryption attributes.",
@@ -213,7 +219,7 @@ def copy(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits)
         )
     locked = retention.stated(call, request)
     contents.check_early(call, buckets.require(call.records, request), request, locked)
-    source, chunks = open_source(call, request, lambda record: (0, record.body["size"]))
+    source, chunks = open_source(call, request, _whole)
     if request.get("TaggingDirective") == "REPLACE":
         tags: Mapping[str, str] = header_tags(request, call.session)
     else:
@@ -238,6 +244,17 @@ def copy(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits)
         },
         **SEALED,
     }
+
+
+def _whole(source: Record) -> tuple[int, int]:
+    """The extent of a copy. Raises ValidationFault for an object that only a multipart upload can copy."""
+    size = int(source.body["size"])
+    if size > _COPY_LIMIT:
+        raise ValidationFault(
+            f"The specified copy source is larger than the maximum allowable size for a copy source: {_COPY_LIMIT}",
+            code="InvalidRequest",
+        )
+    return 0, size
 
 
 def open_source(
@@ -355,7 +372,7 @@ def attributes(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
     if "Checksum" in wanted:
         answer["Checksum"] = _checksum_members(body)
     if "StorageClass" in wanted:
-        answer["StorageClass"] = "STANDARD"
+        answer["StorageClass"] = body.get("class", "STANDARD")
     if "ObjectSize" in wanted:
         answer["ObjectSize"] = body["size"]
     if "ObjectParts" in wanted and "layout" in body:

@@ -37,6 +37,15 @@ _UNWRITTEN = (
 )
 _OWNERS_ACLS = ("private", "bucket-owner-full-control", "bucket-owner-read")
 LABEL_TAG = "honmaru:label"
+STORAGE_CLASSES = ("STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR")
+"""Those whose objects are read at once. They are kept and shown; honmaru stores all of them alike. The archives, whose
+objects must be restored first, are refused."""
+
+
+def storage_class(request: Mapping[str, Any]) -> dict[str, str]:
+    """The member of a new object's body that keeps its storage class; the standard one needs none."""
+    stated = request.get("StorageClass", "STANDARD")
+    return {} if stated == "STANDARD" else {"class": stated}
 
 
 def canonical_id(session: Session) -> str:
@@ -56,7 +65,7 @@ def refuse_unwritten(request: Mapping[str, Any], further: Iterable[str] = ()) ->
             f"ServerSideEncryption {request['ServerSideEncryption']} is not implemented by honmaru; use AES256",
             code="NotImplemented",
         )
-    if request.get("StorageClass", "STANDARD") != "STANDARD":
+    if request.get("StorageClass", "STANDARD") not in STORAGE_CLASSES:
         raise ValidationFault("The storage class you specified is not valid", code="InvalidStorageClass")
 
 

@@ -213,5 +213,5 @@ def _version(call: Call, line: Line, encode: Any) -> dict[str, Any]:
         "ChecksumAlgorithm": [body["checksum"]["algorithm"]],
         "ChecksumType": body["checksum"]["type"],
         "Size": body["size"],
-        "StorageClass": "STANDARD",
+        "StorageClass": body.get("class", "STANDARD"),
     }
