@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from honmaru.api.models import SERVICES
 from honmaru.app import run_files
 from honmaru.app.background import Background, Step
 from honmaru.app.issuer_keys import LocalIssuerKeys
@@ -34,7 +35,7 @@ from honmaru.jobs.instances import Capacity
 from honmaru.jobs.model_import import ModelImport
 from honmaru.jobs.supervisor import Supervisor
 from honmaru.jobs.training import Training
-from honmaru.security.crypto.certificates import ServerTls, ensure_server_tls
+from honmaru.security.crypto.certificates import LOOPBACK_NAMES, ServerTls, ensure_server_tls
 from honmaru.security.crypto.keyring import Keyring
 from honmaru.security.crypto.secret_files import private_directory
 from honmaru.security.guard import Guard
@@ -200,7 +201,7 @@ class Enclave:
         )
         self.tls: ServerTls | None = None
         if not settings.http:
-            self.tls = ensure_server_tls(keys, data / "tls", region=self.region, now=self.clock.now())
+            self.tls = ensure_server_tls(keys, data / "tls", region=self.region, now=self.clock.now(), names=names)
         self.port = settings.port
         self.started = self.clock.now()
         self.stopping = threading.Event()
@@ -213,6 +214,13 @@ class Enclave:
             "port": self.port,
             "region": self.region,
             "partition": self.partition.name,
+        self.hosts: list[str] = []
+        names = list(LOOPBACK_NAMES)
+        if settings.real_hostnames:
+            from honmaru.app.hostnames import certificate_names, service_hosts
+
+            self.hosts = service_hosts(self.region, SERVICES)
+            names += certificate_names(self.hosts)
             "ceiling": self.partition.ceiling,
             "account": self.account,
             "data": str(self.settings.data),
@@ -233,6 +241,7 @@ class Enclave:
         self.supervisor.start()
         self.background.start()
         operator = OperatorServer(self, self.settings.data / "run" / "operator.sock")
+            "hosts": self.hosts,
 
         def ready(port: int) -> None:
             self.port = port

@@ -31,6 +31,8 @@ class Settings:
     database: str | None = None
     blobs: str | None = None
     model_idle_s: float = 600.0
+    real_hostnames: bool = False
+    """Serve AWS's own host names of the region under the private CA, for clients that hard-code them."""
 
     def check(self) -> None:
         """Raises ConfigurationFault with every problem and its repair."""
@@ -42,6 +44,8 @@ class Settings:
                 problems += fault.problems
         if not ipaddress.ip_address(self.host).is_loopback:
             problems.append(f"host {self.host} is not a loopback address; use 127.0.0.1")
+        if self.real_hostnames and self.http:
+            problems.append("--real-hostnames needs TLS, for clients ask AWS's names over https: leave out --http")
         if not 0 <= self.port <= 65535:
             problems.append(f"port {self.port} is outside 0..65535")
         if self.data.exists() and not self.data.is_dir():

@@ -37,12 +37,14 @@ def run(args: argparse.Namespace) -> int:
         "ANTHROPIC_API_KEY": credentials["bearer_token"],
         "HONMARU_LABEL": credentials["label"],
     }
+    if status["hosts"]:  # AWS's own names lead here: the clients must find them by themselves
+        del variables["AWS_ENDPOINT_URL"]
     if status["ca"]:
         variables |= dict.fromkeys(("AWS_CA_BUNDLE", "SSL_CERT_FILE"), status["ca"])
     if args.json:
         print(json.dumps(variables))
         return 0
-    print("unset AWS_SESSION_TOKEN AWS_PROFILE AWS_BEARER_TOKEN_BEDROCK")
+    print("unset AWS_ENDPOINT_URL AWS_SESSION_TOKEN AWS_PROFILE AWS_BEARER_TOKEN_BEDROCK")
     for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
     return 0

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from honmaru.app.run_files import published, running_pid
 from honmaru.app.settings import DEFAULT_PORT, Settings
@@ -20,7 +22,14 @@ _START_TIMEOUT_S = 60.0
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--region", help="us-gov-west-1 (CUI), us-isob-east-1 (SECRET) or us-iso-east-1 (TOP SECRET)")
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help=f"default {DEFAULT_PORT}; 0 takes a free one")
+    parser.add_argument(
+        "--port", type=int, help=f"default {DEFAULT_PORT}, with --real-hostnames 443; 0 takes a free one"
+    )
+    parser.add_argument(
+        "--real-hostnames",
+        action="store_true",
+        help="serve AWS's own host names of the region, for clients that hard-code them",
+    )
     parser.add_argument("--http", action="store_true", help="plain http instead of TLS, on loopback only")
     parser.add_argument("--database", metavar="URL", help="postgresql://... (default: SQLite in the data directory)")
     parser.add_argument("--blobs", metavar="URL", help="object store URL (default: a directory in the data directory)")
@@ -33,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     settings = Settings(
         data=args.data.absolute(),
         region=args.region,
-        port=args.port,
+        port=args.port if args.port is not None else 443 if args.real_hostnames else DEFAULT_PORT,
+        real_hostnames=args.real_hostnames,
         http=args.http,
         database=args.database,
         blobs=args.blobs,
@@ -47,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     return run_enclave(settings, announce=lambda facts: _announce(facts, as_json=args.json))
 
 
-def _announce(facts: dict[str, object], *, as_json: bool) -> None:
+def _announce(facts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts), flush=True)
         return
@@ -56,6 +66,21 @@ def _announce(facts: dict[str, object], *, as_json: bool) -> None:
     print(f"honmaru {facts['region']} (ceiling {facts['ceiling']}) answers at {facts['endpoint']}", flush=True)
     print(f"  account {facts['account']}, data in {facts['data']}, pid {facts['pid']}", flush=True)
     print('  clients: eval "$(honmaru env --user admin)"', flush=True)
+    if facts["hosts"]:
+        _announce_hosts(facts)
+
+
+def _announce_hosts(facts: Mapping[str, Any]) -> None:
+    """The lines that lead AWS's names here, and what else clients of these names need."""
+    from honmaru.app.hostnames import REAL_PORT, default_buckets, hosts_lines
+
+    if facts["port"] != REAL_PORT:
+        print(f"  AWS's names mean port {REAL_PORT}: redirect it to {facts['port']}, or start with --port {REAL_PORT}")
+    print(
+        "  /etc/hosts of the clients (`honmaru hosts --dns` prints split DNS, which covers every bucket):", flush=True
+    )
+    for line in hosts_lines(facts["host"], facts["hosts"], default_buckets(facts["region"], facts["account"])):
+        print(line, flush=True)
 
 
 def _detach(settings: Settings, *, as_json: bool) -> int:
@@ -71,6 +96,7 @@ def _detach(settings: Settings, *, as_json: bool) -> int:
     for flag, value in (("--region", settings.region), ("--database", settings.database), ("--blobs", settings.blobs)):
         command += [flag, value] if value else []
     command += ["--http"] if settings.http else []
+    command += ["--real-hostnames"] if settings.real_hostnames else []
     errors = log / "enclave.log"
     offset = errors.stat().st_size if errors.exists() else 0
     with errors.open("ab") as out:

@@ -7,6 +7,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 import threading
@@ -100,6 +101,11 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
+        if error.errno == errno.EACCES:
+            allow = f"sysctl net.ipv4.ip_unprivileged_port_start={port}"
+            redirect = f"nft add rule ip nat output oif lo tcp dport {port} redirect to :8443"
+            problem = f"port {port} is for privileged processes: run `{allow}`, or use --port 8443 and `{redirect}`"
+            raise ConfigurationFault([problem]) from error
         raise ConfigurationFault(
             [f"{host}:{port} cannot be bound ({error.strerror}): name another port with --port, or stop what holds it"]
         ) from error

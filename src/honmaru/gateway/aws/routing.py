@@ -240,7 +240,9 @@ class ServiceRouter:
             names = rpc_v2_names(raw_path)
             return self._by_target.get(names[0]) if names else None
         host = headers.get("host", "")
-        labels = host.partition(":")[0].split(".")
+        if self.bucket_path("/", host) != "/":  # whatever the bucket is named: `logs.s3.…` is not CloudWatch Logs
+            return self._models["s3"]
+        labels = host.partition(":")[0].replace("-fips.", ".").split(".")
         for count in (2, 1):
             found = self._by_host.get(".".join(labels[:count]))
             if found is not None and len(labels) > count:

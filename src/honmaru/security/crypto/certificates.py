@@ -3,7 +3,8 @@
 Invariants:
 - Keys are P-384 (ECDSA with SHA-384), the classical curve that today's stock clients can verify; private keys lie in
   files of mode 0600 and never leave them.
-- The CA signs one thing: the server certificate of this enclave, for loopback names only.
+- The CA signs one thing: the server certificate of this enclave, for loopback names, and for AWS's host names of its
+  region when the operator asks for them (`honmaru up --real-hostnames`).
 - A server certificate with less than 30 days to run is replaced at start.
 
 Source: RFC 5280; CA/Browser Forum's 398-day limit for leaf certificates.
