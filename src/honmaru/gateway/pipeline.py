@@ -69,6 +69,8 @@ class Authority(Protocol):
 
     def nobody(self) -> Session: ...
 
+    def note_use(self, session: Session, service: str) -> None: ...
+
     def require(self, session: Session, action: str, resource_arn: str, context: Mapping[str, Any]) -> str: ...
 
     @property
@@ -178,7 +180,7 @@ class Pipeline:
 
         Raises Throttled when too many wait already.
         """
-        if exchange.upload is not None:
+        if exchange.upload is not None and exchange.upload.waits:
             return None
         if self._turns.try_take(exchange.holder):
             exchange.turn = True
@@ -211,6 +213,7 @@ class Pipeline:
                 f"Operation {operation.name} of service {operation.service.name} is not implemented in this version "
                 "of honmaru; nothing was done"
             )
+        self.identity.note_use(session, operation.service.name)
         context = bound.context(operation.name, exchange.members)
         tags = request_tags(exchange.members)
         if tags:
@@ -244,7 +247,7 @@ class Pipeline:
             self.give_turn_back(exchange)
             with self.stream_slot(exchange):
                 exchange.result = await _or_disconnect(exchange, bound.method(call, members))
-        elif exchange.upload is not None:
+        elif exchange.upload is not None and exchange.upload.waits:
             with self._uploads.taken(exchange.holder):
                 work = functools.partial(bound.method, call, members)
                 exchange.result = await asyncio.get_running_loop().run_in_executor(self._upload_pool, work)

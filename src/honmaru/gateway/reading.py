@@ -17,6 +17,7 @@ from honmaru.api.misreads import Misread
 from honmaru.core.errors import AuthenticationFailed, ValidationFault
 from honmaru.core.sessions import Session
 from honmaru.gateway.exchange import Exchange
+from honmaru.gateway.limits import Limits
 from honmaru.security.identity.entities import within
 
 _SINGLE = frozenset({"host", "authorization", "content-type", "content-length", "content-encoding", "x-api-key"})
@@ -61,6 +62,22 @@ async def read_body(exchange: Exchange, limit: int, body_s: float) -> None:
             raise too_large(exchange, limit)
         exchange.body = await _whole(exchange, limit, body_s) if body is None else body
     exchange.request_digest = f"sha256:{hashlib.sha256(exchange.body).hexdigest()}"
+
+
+async def short_body(exchange: Exchange, declared: int | None, limits: Limits) -> bytes | None:
+    """The raw body of an upload by a known caller when it is short, or here already: then its operation never waits
+    for the client. None for all others. Raises ValidationFault."""
+    ready = exchange.scope.get("honmaru.body")
+    body: bytes | None = None if ready is None else ready()
+    if body is None and declared is not None and declared <= _SHORT:
+        body = await _whole(exchange, _SHORT, limits.body_s) if declared else b""
+    if body is not None and len(body) > limits.upload_bytes:
+        raise too_large(exchange, limits.upload_bytes)
+    return body
+
+
+_SHORT = 64 << 10
+"""Bytes of an upload that are read before its operation begins: what a connection buffers anyway."""
 
 
 async def _whole(exchange: Exchange, limit: int, body_s: float) -> bytes:

@@ -2,6 +2,8 @@
 
 Invariants:
 - At most one piece is in memory beyond what `read` was asked for: the client is read only when the worker asks.
+- An upload whose body had come whole before the operation began asks the connection for nothing, and so holds up no
+  thread however slow its client is.
 - `read` returns b"" only after the payload verified (length, hash, chunk and trailer signatures); everything that
   can be wrong with an upload is raised as a RequestFault.
 """
@@ -21,9 +23,18 @@ Pull = Callable[[], Awaitable[bytes]]
 class Upload:
     """Implements `security.calls.ByteStream`."""
 
-    def __init__(self, pull: Pull, payload: Payload, length: int | None, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        pull: Pull,
+        payload: Payload,
+        length: int | None,
+        loop: asyncio.AbstractEventLoop,
+        whole: bytes | None = None,
+    ) -> None:
+        """`whole` is the raw body when all of it is here already; `pull` is not asked then."""
         self.length = length
         self._pull = pull
+        self._whole = whole
         self._payload = payload
         self._loop = loop
         self._buffer = bytearray()
@@ -33,6 +44,11 @@ class Upload:
     @property
     def trailers(self) -> Mapping[str, str]:
         return self._payload.trailers
+
+    @property
+    def waits(self) -> bool:
+        """Whether reading may have to wait for the client."""
+        return self._whole is None
 
     @property
     def finished(self) -> bool:
@@ -48,6 +64,10 @@ class Upload:
         while len(self._buffer) < size and not self._ended:
             if self._fault is not None:
                 raise self._fault
+            if self._whole is not None:
+                self._take([self._whole, b""] if self._whole else [b""])
+                self._whole = b""
+                continue
             wanted = size - len(self._buffer)
             pieces = asyncio.run_coroutine_threadsafe(self._gather(wanted), self._loop).result()
             self._take(pieces)

@@ -27,7 +27,16 @@ from honmaru.gateway.aws.routing import RPC_V2, ServiceRouter, protocol_of, rpc_
 from honmaru.gateway.aws.signatures import SignatureFault
 from honmaru.gateway.exchange import Exchange
 from honmaru.gateway.pipeline import Pipeline
-from honmaru.gateway.reading import content_length, presented, read_body, read_headers, read_query, too_large, too_slow
+from honmaru.gateway.reading import (
+    content_length,
+    presented,
+    read_body,
+    read_headers,
+    read_query,
+    short_body,
+    too_large,
+    too_slow,
+)
 from honmaru.gateway.uploads import Pull, Upload, limited
 from honmaru.security.page_tokens import PageTokens
 
@@ -229,13 +238,15 @@ class AwsWire:
         operation = exchange.operation
         if operation is not None and operation.streams_input:
             if exchange.session is not None:
-                self._open_upload(exchange, content_length(exchange.headers))
+                declared = content_length(exchange.headers)
+                whole = await short_body(exchange, declared, self._pipeline.limits)
+                self._open_upload(exchange, declared, whole)
             return
         limits = self._pipeline.limits
         runtime = exchange.service is not None and exchange.service.name == "bedrock-runtime"
         await read_body(exchange, limits.invoke_bytes if runtime else limits.body_bytes, limits.body_s)
 
-    def _open_upload(self, exchange: Exchange, declared: int | None) -> None:
+    def _open_upload(self, exchange: Exchange, declared: int | None, whole: bytes | None) -> None:
         headers = exchange.headers
         limit = self._pipeline.limits.upload_bytes
         stated = exchange.expected_hash
@@ -262,7 +273,7 @@ class AwsWire:
         if length is not None and length > limit:
             raise too_large(exchange, limit)
         pull = limited(self._pull(exchange), limit + (limit >> 4) + (1 << 20), "EntityTooLarge")
-        exchange.upload = Upload(pull, payload, length, asyncio.get_running_loop())
+        exchange.upload = Upload(pull, payload, length, asyncio.get_running_loop(), whole)
 
     def _pull(self, exchange: Exchange) -> Pull:
         idle_s, least = self._pipeline.limits.idle_s, self._pipeline.limits.upload_bytes_s
