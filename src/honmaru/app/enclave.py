@@ -23,6 +23,7 @@ from honmaru.app.issuer_keys import LocalIssuerKeys
 from honmaru.app.operator import OperatorServer
 from honmaru.app.quantum import Quantum, quantum_environment
 from honmaru.app.runtime import SystemClock, SystemIds
+from honmaru.app.service_deliveries import ServiceDeliveries
 from honmaru.app.settings import DEFAULT_REGION, Settings
 from honmaru.core.errors import ConfigurationFault, HonmaruError
 from honmaru.core.partitions import partition_of
@@ -40,16 +41,18 @@ from honmaru.security.crypto.keyring import Keyring
 from honmaru.security.crypto.secret_files import private_directory
 from honmaru.security.guard import Guard
 from honmaru.security.identity import Identity
+from honmaru.security.identity.usage import USES_EVERY_S
 from honmaru.security.ledger import Ledger
 from honmaru.security.page_tokens import PageTokens, page_key
 from honmaru.services.bedrock import Bedrock
 from honmaru.services.bedrock_runtime import BedrockRuntime
-from honmaru.services.cloudtrail.provider import CloudTrail
+from honmaru.services.cloudtrail import CloudTrail
+from honmaru.services.cloudtrail import delivery as trail_delivery
 from honmaru.services.cloudwatch import CloudWatch, MetricStore
 from honmaru.services.cloudwatch import store as metric_store
 from honmaru.services.cloudwatch import watching as alarm_watch
 from honmaru.services.iam import Iam
-from honmaru.services.kms import Custodian, Kms
+from honmaru.services.kms import Custodian, Kms, KmsKeys
 from honmaru.services.kms import Vault as KeyVault
 from honmaru.services.kms.custodian import INTERVAL_S as CUSTODY_EVERY_S
 from honmaru.services.logs import Logs, LogStore
@@ -99,8 +102,12 @@ class Enclave:
         quantum = quantum_environment()
         self.environments = Environments(data / "environments.json", quantum=quantum)
         self.executor = LocalExecutor(data / "executor", bwrap=_bwrap())
-        commits = BucketCommits()
+        key_vault = KeyVault(keyring, self.ids)
+        commits = BucketCommits(KmsKeys(key_vault))
         buckets = S3Buckets(self.guard, self.identity, self.ledger, self.clock, self.ids, commits)
+        trail_bucket = ServiceDeliveries(
+            "cloudtrail.amazonaws.com", self.guard, self.identity, self.ledger, self.clock, self.ids, commits
+        )
         metrics = MetricStore(self.guard, self.ids)
         logs = LogStore(self.guard, self.clock, self.ids, metrics)
         capacity = Capacity(
@@ -145,7 +152,6 @@ class Enclave:
             idle_s=settings.model_idle_s,
         )
         wake = self.supervisor.wake
-        key_vault = KeyVault(keyring, self.ids)
         self.providers = (
             Kms(key_vault),
             Sts(self.identity),
@@ -153,7 +159,7 @@ class Enclave:
             S3(self.ids, commits),
             SageMaker(self.identity, buckets, self.environments, wake, capacity, self.ids),
             Logs(logs, self.clock),
-            CloudTrail(self.ledger),
+            CloudTrail(self.ledger, trail_bucket),
             CloudWatch(metrics),
             Bedrock(self.identity, wake, self.model_servers, self.ids, self.engines),
             BedrockRuntime(self.model_servers, self.clock, self.engines),
@@ -175,11 +181,19 @@ class Enclave:
                     metric_store.Expiry(self.guard, self.clock, **place).expire,
                 ),
                 Step(
+                    "delivery of trails",
+                    trail_delivery.EVERY_S,
+                    trail_delivery.Delivery(
+                        self.guard, self.ledger, trail_bucket, self.clock, self.ids, **place
+                    ).deliver,
+                ),
+                Step(
                     "states of alarms",
                     alarm_watch.EVERY_S,
                     alarm_watch.AlarmWatch(self.guard, metrics, self.clock, self.ids, **place).evaluate,
                 ),
                 Step("lifecycle of S3", lifecycle_runner.EVERY_S, lifecycle.run),
+                Step("last use of keys", USES_EVERY_S, self.identity.write_uses),
                 Step("sweep of orphan blobs", _SWEEP_EVERY_S, self._sweep),
             ),
         )
@@ -200,6 +214,13 @@ class Enclave:
             pages=PageTokens(page_key(keys / "pages.key", keyring, self.account, self.ids.secret)),
         )
         self.tls: ServerTls | None = None
+        self.hosts: list[str] = []
+        names = list(LOOPBACK_NAMES)
+        if settings.real_hostnames:
+            from honmaru.app.hostnames import certificate_names, service_hosts
+
+            self.hosts = service_hosts(self.region, SERVICES)
+            names += certificate_names(self.hosts)
         if not settings.http:
             self.tls = ensure_server_tls(keys, data / "tls", region=self.region, now=self.clock.now(), names=names)
         self.port = settings.port
@@ -214,19 +235,13 @@ class Enclave:
             "port": self.port,
             "region": self.region,
             "partition": self.partition.name,
-        self.hosts: list[str] = []
-        names = list(LOOPBACK_NAMES)
-        if settings.real_hostnames:
-            from honmaru.app.hostnames import certificate_names, service_hosts
-
-            self.hosts = service_hosts(self.region, SERVICES)
-            names += certificate_names(self.hosts)
             "ceiling": self.partition.ceiling,
             "account": self.account,
             "data": str(self.settings.data),
             "pid": run_files.running_pid(self.settings.data),
             "started": self.started.isoformat(timespec="seconds"),
             "ca": str(self.tls.ca) if self.tls else "",
+            "hosts": self.hosts,
             "ledger": "writable" if self.ledger.writable else "not writable: requests are refused",
         }
 
@@ -241,7 +256,6 @@ class Enclave:
         self.supervisor.start()
         self.background.start()
         operator = OperatorServer(self, self.settings.data / "run" / "operator.sock")
-            "hosts": self.hosts,
 
         def ready(port: int) -> None:
             self.port = port
@@ -270,7 +284,6 @@ class Enclave:
             self.model_servers.close()
             self.ledger.close()
             self.records.close()
-
 
     def _sweep(self, alone: bool = False) -> None:
         """Free what a crash left behind in the blob store; ends early when the enclave is about to stop."""

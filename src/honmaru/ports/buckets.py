@@ -30,8 +30,11 @@ class Buckets(Protocol):
         """The object's plain bytes in chunks. Raises NotFound or AccessDenied before the first chunk."""
         ...
 
-    def write(self, session: Session, bucket: str, key: str, chunks: Iterable[bytes]) -> StoredObject:
-        """Store an object at the session's label; durable on return."""
+    def write(
+        self, session: Session, bucket: str, key: str, chunks: Iterable[bytes], kms_key: str = ""
+    ) -> StoredObject:
+        """Store an object at the session's label, under a key of the key service where one is named; durable on
+        return."""
         ...
 
 

@@ -2,9 +2,10 @@
 
 A blob is a header, then segments of 1 MiB sealed with AES-256-GCM (STREAM construction):
 
-    "HMB1" | header length (4 bytes) | header JSON {account, label, id, key} | segment 0 | segment 1 | ...
+    "HMB1" | header length (4 bytes) | header JSON {account, label, id, key, sealed?} | segment 0 | segment 1 | ...
 
-`key` is the blob's data key, wrapped for (account, label). Segment i has nonce (i, last?) and the header's digest as
+`key` is the blob's data key, wrapped for (account, label); where `sealed`, it was sealed under a further key before.
+ Segment i has nonce (i, last?) and the header's digest as
 associated data. The key seals one blob only, so counting nonces never repeat.
 
 Invariants:
@@ -27,6 +28,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from cryptography.exceptions import InvalidTag
@@ -43,6 +45,8 @@ from honmaru.security.guard.orphans import orphans
 SEGMENT_BYTES = 1 << 20
 _TAG_BYTES = 16
 _MAGIC = b"HMB1"
+_SEAL = b"honmaru blob seal 1 "
+_SEAL_NONCE = 12
 _FIRST_READ = 16_384
 """Bytes of the read that finds the header. A blob that ends before is read once and asked for no size."""
 _ID = re.compile(r"blob-([0-9a-f]{16})-([0-9a-f]{32})")
@@ -65,26 +69,33 @@ class GuardedBlobs:
         self._vault = vault
         self._session = session
 
-    def write(self, chunks: Iterable[bytes]) -> BlobRef:
+    def write(self, chunks: Iterable[bytes], seal: bytes | None = None) -> BlobRef:
         """Store plain bytes at the session's label; durable on return. If `chunks` raises, nothing is stored.
 
+        `seal` is a key of 32 bytes without which the blob opens for nobody, beside the keyring: a data key of the key
+        service. It is kept nowhere here.
         The blob lives as long as some record's body contains its id: put it there before the request ends.
         """
-        return self._vault.write(self._session.account, self._session.label, chunks)
+        return self._vault.write(self._session.account, self._session.label, chunks, seal)
 
-    def read(self, blob_id: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+    def read(
+        self, blob_id: str, start: int = 0, length: int | None = None, seal: bytes | None = None
+    ) -> Iterator[bytes]:
         """Plain bytes `start` to `start + length` (None: to the end), in chunks of at most 1 MiB.
+
+        `seal` is what the blob was written with.
 
         Raises:
             NotFound: there is no such blob at or below the session's label. Raised at once, not at the first chunk.
-            IntegrityFault: stored bytes do not verify; no byte of that segment was returned.
+            IntegrityFault: stored bytes do not verify, or `seal` is another; no byte of that segment was returned.
+            AccessDenied: the blob was written with a seal, and none was given.
         """
-        return self._vault.read(self._session, blob_id, start, length)
+        return self._vault.read(self._session, blob_id, start, length, seal)
 
-    def join(self, pieces: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+    def join(self, pieces: Sequence[tuple[str, int, int]], seal: bytes | None = None) -> Iterator[bytes]:
         """Several reads (blob id, start, length) as one. All blobs are held from the start, so none of them can go
         away between two pieces. Raises as `read`, for the first piece at once."""
-        return self._vault.join(self._session, pieces)
+        return self._vault.join(self._session, pieces, seal)
 
     def delete(self, blob_id: str) -> None:
         """Delete a blob at exactly the session's label; a missing or higher one is no error.
@@ -109,11 +120,11 @@ class BlobVault:
         self._spared: set[str] | None = set()
         self._suspects: set[str] = set()
 
-    def write(self, account: str, label: Label, chunks: Iterable[bytes]) -> BlobRef:
+    def write(self, account: str, label: Label, chunks: Iterable[bytes], seal: bytes | None = None) -> BlobRef:
         blob_id = f"blob-{label.token}-{self._ids.secret(16).hex()}"
         self._spare([blob_id])
         dek = self._ids.secret(KEY_BYTES)
-        header = _header(account, label.canonical, blob_id, self._keyring, dek)
+        header = self._header(account, label.canonical, blob_id, dek, seal)
         digest = hashlib.sha256()
         size = 0
 
@@ -127,11 +138,13 @@ class BlobVault:
         self._store.write(_path(account, blob_id), _sealed(header, dek, plain()))
         return BlobRef(blob_id, size, digest.hexdigest())
 
-    def join(self, session: Session, pieces: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+    def join(
+        self, session: Session, pieces: Sequence[tuple[str, int, int]], seal: bytes | None = None
+    ) -> Iterator[bytes]:
         paths = [_path(session.account, blob_id) for blob_id, _, _ in pieces]
         self._hold(paths, pieces[0][0] if pieces else "")
         try:
-            first = self._open(session, *pieces[0]) if pieces else iter(())
+            first = self._open(session, *pieces[0], seal) if pieces else iter(())
         except BaseException:
             self._release(paths)
             raise
@@ -139,15 +152,17 @@ class BlobVault:
         def chunks() -> Iterator[bytes]:
             yield from first
             for piece in pieces[1:]:
-                yield from self._open(session, *piece)
+                yield from self._open(session, *piece, seal)
 
         return _Reader(chunks(), lambda: self._release(paths))
 
-    def read(self, session: Session, blob_id: str, start: int, length: int | None) -> Iterator[bytes]:
+    def read(
+        self, session: Session, blob_id: str, start: int, length: int | None, seal: bytes | None = None
+    ) -> Iterator[bytes]:
         path = _path(session.account, blob_id)
         self._hold([path], blob_id)
         try:
-            segments = self._open(session, blob_id, start, length)
+            segments = self._open(session, blob_id, start, length, seal)
         except BaseException:
             self._release([path])
             raise
@@ -226,17 +241,21 @@ class BlobVault:
         for path in gone:
             self._store.delete(path)
 
-    def _open(self, session: Session, blob_id: str, start: int, length: int | None) -> Iterator[bytes]:
+    def _open(
+        self, session: Session, blob_id: str, start: int, length: int | None, seal: bytes | None
+    ) -> Iterator[bytes]:
         path = _path(session.account, blob_id)
         try:
-            header, key, first = self._open_header(session, blob_id, path)
+            header, key, first = self._open_header(session, blob_id, path, seal)
             whole = first if len(first) < _FIRST_READ else None
             total = self._store.size(path) if whole is None else len(whole)
         except FileNotFoundError:
             raise NotFound(f"there is no blob {blob_id!r}") from None
         return self._segments(path, header, key, total, start, length, whole)
 
-    def _open_header(self, session: Session, blob_id: str, path: str) -> tuple[bytes, AESGCM, bytes]:
+    def _open_header(
+        self, session: Session, blob_id: str, path: str, seal: bytes | None
+    ) -> tuple[bytes, AESGCM, bytes]:
         header, raw, first = self._read_header(path)
         account, label = header["account"], header["label"]
         # A header that states a lower label than the truth gets past this check, and then its key does not open.
@@ -246,7 +265,27 @@ class BlobVault:
             wrapped = bytes.fromhex(header["key"])
         except ValueError:
             raise IntegrityFault("a blob's header is damaged; restore the blob from a backup") from None
-        return raw, AESGCM(self._keyring.unwrap(account, label, wrapped, blob_id.encode())), first
+        dek = self._keyring.unwrap(account, label, wrapped, blob_id.encode())
+        if header.get("sealed"):
+            if seal is None:
+                raise AccessDenied("the blob is sealed under a data key of the key service, and none was given")
+            try:
+                dek = AESGCM(seal).decrypt(dek[:_SEAL_NONCE], dek[_SEAL_NONCE:], _SEAL + blob_id.encode())
+            except InvalidTag:
+                raise IntegrityFault("a blob does not open under its data key; restore it from a backup") from None
+        return raw, AESGCM(dek), first
+
+    def _header(self, account: str, label: str, blob_id: str, dek: bytes, seal: bytes | None) -> bytes:
+        inner = dek
+        if seal is not None:
+            nonce = self._ids.secret(_SEAL_NONCE)
+            inner = nonce + AESGCM(seal).encrypt(nonce, dek, _SEAL + blob_id.encode())
+        wrapped = self._keyring.wrap(account, label, inner, blob_id.encode())
+        fields: dict[str, Any] = {"account": account, "label": label, "id": blob_id, "key": wrapped.hex()}
+        if seal is not None:
+            fields["sealed"] = True
+        encoded = orjson.dumps(fields)
+        return _MAGIC + len(encoded).to_bytes(4, "big") + encoded
 
     def _read_header(self, path: str) -> tuple[dict[str, str], bytes, bytes]:
         """The header's fields, its bytes, and the first bytes of the blob."""
@@ -328,12 +367,6 @@ def _path(account: str, blob_id: str) -> str:
     if match is None:
         raise NotFound(f"there is no blob {blob_id!r}")
     return f"{account}/{match[1]}/{match[2][:2]}/{match[2]}"
-
-
-def _header(account: str, label: str, blob_id: str, keyring: Keyring, dek: bytes) -> bytes:
-    wrapped = keyring.wrap(account, label, dek, blob_id.encode())
-    fields = orjson.dumps({"account": account, "label": label, "id": blob_id, "key": wrapped.hex()})
-    return _MAGIC + len(fields).to_bytes(4, "big") + fields
 
 
 def _sealed(header: bytes, dek: bytes, chunks: Iterable[bytes]) -> Iterator[bytes]:

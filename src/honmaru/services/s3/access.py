@@ -80,12 +80,14 @@ class S3Buckets:
 
         def work() -> Iterator[bytes]:
             call.authorize("s3:GetObject", arn)
-            chunks: Iterator[bytes] = objects.get(call, {"Bucket": bucket, "Key": key})["Body"]
+            chunks: Iterator[bytes] = objects.get(call, {"Bucket": bucket, "Key": key}, self._commits)["Body"]
             return chunks
 
         return self._recorded(call, [(arn, "AWS::S3::Object")], True, work)
 
-    def write(self, session: Session, bucket: str, key: str, chunks: Iterable[bytes]) -> StoredObject:
+    def write(
+        self, session: Session, bucket: str, key: str, chunks: Iterable[bytes], kms_key: str = ""
+    ) -> StoredObject:
         """Store an object at the session's label; durable on return. Raises NotFound (bucket) or AccessDenied."""
         call = self._call(session, "PutObject")
         arn = self._arn(session, f"{bucket}/{key}")
@@ -94,6 +96,8 @@ class S3Buckets:
             call.authorize("s3:PutObject", arn)
             check_key(key)
             request = {"Bucket": bucket, "Key": key}
+            if kms_key:
+                request |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key}
             buckets.require(call.records, request)
             intake = checksums.Intake(chunks, checksums.DEFAULT, limit=_OBJECT_LIMIT)
             record = objects.keep(call, request, self._commits, intake, {}, request, {})

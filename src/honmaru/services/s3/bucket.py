@@ -18,6 +18,7 @@ from typing import Any
 
 from honmaru.core.errors import AccessDenied, Conflict, NotFound, NotImplementedYet, ValidationFault
 from honmaru.core.sessions import Session
+from honmaru.ports.keys import Keys
 from honmaru.security.calls import Call
 from honmaru.security.guard import GuardedChange, GuardedRecords, Record, Removal
 from honmaru.services.s3 import retention, versions
@@ -36,8 +37,10 @@ class BucketCommits:
     """Locks, one per account and label, that keep a bucket from vanishing under an object's commit; and the listeners
     that are asked about every such commit."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Keys[Call] | None = None) -> None:
         self.events = ObjectEvents()
+        self.keys = keys
+        """The key service, for SSE-KMS; without it such requests are refused."""
         self._lock = threading.Lock()
         self._locks: dict[tuple[str, str], threading.RLock] = {}
 

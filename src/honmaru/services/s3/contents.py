@@ -271,10 +271,12 @@ def read(
     session: Session,
     find: Callable[[], Record],
     extent: Callable[[Record], tuple[int, int]],
+    seal: Callable[[Record], bytes | None],
 ) -> tuple[Record, Iterator[bytes]]:
     """The visible object and its plain bytes in the extent (start, end), as one consistent state.
 
-    `find` is asked again when the object was replaced between reading its record and opening its bytes.
+    `find` is asked again when the object was replaced between reading its record and opening its bytes. `seal` is asked
+    for what opens its blobs beside the keyring (`sse.for_read`).
 
     Raises:
         NotFound: what `find` raises.
@@ -288,7 +290,7 @@ def read(
             break
         start, end = extent(record)
         try:
-            return record, blobs.join(_pieces(parts_of(records, record), start, end))
+            return record, blobs.join(_pieces(parts_of(records, record), start, end), seal(record))
         except NotFound:
             before = record
     raise IntegrityFault("an object's stored bytes are missing; restore them from a backup")

@@ -17,7 +17,10 @@ from honmaru.services.s3 import settings
 
 AES256 = "AES256"
 KMS = "aws:kms"
-_DEFAULT: Mapping[str, Any] = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": AES256}, "BucketKeyEnabled": False}
+_DEFAULT: Mapping[str, Any] = {
+    "ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": AES256},
+    "BucketKeyEnabled": False,
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from honmaru.core.errors import Conflict, NotFound, ValidationFault
 from honmaru.security.calls import Call
 from honmaru.security.guard import Creation, GuardedChange, Record, Removal
 from honmaru.services.s3 import bucket as buckets
-from honmaru.services.s3 import checksums, contents, retention
+from honmaru.services.s3 import checksums, contents, retention, sse
 from honmaru.services.s3.listing import encoder
-from honmaru.services.s3.object import SEALED, check_metadata, open_source, quoted, written
+from honmaru.services.s3.object import check_metadata, open_source, quoted, written
 from honmaru.services.s3.requests import (
     byte_range,
     canonical_id,
@@ -37,7 +37,7 @@ _MAX_PARTS = 10_000
 _ATTEMPTS = 16
 
 
-def create(call: Call, request: Mapping[str, Any], upload_id: str) -> dict[str, Any]:
+def create(call: Call, request: Mapping[str, Any], upload_id: str, commits: buckets.BucketCommits) -> dict[str, Any]:
     refuse_unwritten(request)
     check_key(request["Key"])
     check_metadata(request)
@@ -58,7 +58,9 @@ def create(call: Call, request: Mapping[str, Any], upload_id: str) -> dict[str, 
         "checksum_type": kind,
         "object": described | {"tags": tags, **retention.stated(call, request), **storage_class(request)},
     }
-    retention.of_new_version(buckets.adopt(call.records, request), body["object"], call.now)
+    bucket = buckets.adopt(call.records, request)
+    retention.of_new_version(bucket, body["object"], call.now)
+    body["object"] |= sse.for_write(call, commits.keys, request, bucket).kept
     call.records.create("upload", f"{request['Bucket']}/{upload_id}", body)
     return {
         "Bucket": request["Bucket"],
@@ -66,7 +68,8 @@ def create(call: Call, request: Mapping[str, Any], upload_id: str) -> dict[str, 
         "UploadId": upload_id,
         "ChecksumAlgorithm": stated,
         "ChecksumType": kind if stated else None,
-        **SEALED,
+        **sse.described(body["object"]),
+        "SSEKMSEncryptionContext": request.get("SSEKMSEncryptionContext"),
     }
 
 
@@ -87,7 +90,7 @@ def upload_part(call: Call, request: Mapping[str, Any], commits: buckets.BucketC
         "ETag": quoted(part["etag"]),
         checksums.member(algorithm): part["checksum"],
         **{checksums.member(name): value for name, value in intake.verified.items()},
-        **SEALED,
+        **sse.described(upload.body["object"]),
     }
 
 
@@ -110,7 +113,7 @@ def upload_part_copy(call: Call, request: Mapping[str, Any], commits: buckets.Bu
             )
         return found
 
-    source, chunks = open_source(call, request, extent)
+    source, chunks = open_source(call, request, commits, extent)
     intake = checksums.Intake(chunks, upload.body["algorithm"])
     part = _keep(call, upload, request["PartNumber"], intake, commits)
     return {
@@ -120,7 +123,7 @@ def upload_part_copy(call: Call, request: Mapping[str, Any], commits: buckets.Bu
             "LastModified": datetime.fromisoformat(part["modified"]),
             checksums.member(upload.body["algorithm"]): part["checksum"],
         },
-        **SEALED,
+        **sse.described(upload.body["object"]),
     }
 
 
@@ -129,7 +132,7 @@ def _keep(
 ) -> dict[str, Any]:
     if not 1 <= number <= _MAX_PARTS:
         raise ValidationFault("Part number must be an integer between 1 and 10000, inclusive", code="InvalidArgument")
-    ref = call.blobs.write(intake)
+    ref = call.blobs.write(intake, sse.for_read(call, commits.keys, upload.body["object"]))
     body = {
         "blob": ref.id,
         "number": number,
@@ -225,7 +228,7 @@ def _completed(request: Mapping[str, Any], record: Record) -> dict[str, Any]:
         "ETag": quoted(record.body["etag"]),
         checksums.member(kept["algorithm"]): kept["value"],
         "ChecksumType": kept["type"],
-        **SEALED,
+        **sse.described(record.body),
     }
 
 

@@ -3,7 +3,7 @@
 Invariants:
 - PutObject keeps memory constant: bytes go from the wire through the checksums into the sealed blob in chunks.
 - What GetObject streams is verified segment by segment before it leaves; a damaged object breaks the answer off.
-- Every object is encrypted at rest, so AES256 is what every answer says.
+- Every object is encrypted at rest: under the enclave's keys alone (AES256), or under a key of KMS too (`sse`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from honmaru.core.errors import AccessDenied, RequestFault, ValidationFault
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.services.s3 import bucket as buckets
-from honmaru.services.s3 import checksums, contents, retention, versions
+from honmaru.services.s3 import checksums, contents, retention, sse, versions
 from honmaru.services.s3.requests import (
     byte_range,
     check_key,
@@ -36,7 +36,6 @@ _OVERRIDES = {
     "ResponseContentType": "ContentType",
     "ResponseExpires": "Expires",
 }
-SEALED = {"ServerSideEncryption": "AES256"}
 _METADATA_LIMIT = 2048
 _DELETE_LIMIT = 1000
 _COPY_LIMIT = 5 << 30
@@ -72,7 +71,8 @@ def put(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) 
         "ETag": quoted(record.body["etag"]),
         "VersionId": written(record),
         **_checksum_members(record.body),
-        **SEALED,
+        **sse.described(record.body),
+        "SSEKMSEncryptionContext": request.get("SSEKMSEncryptionContext"),
     }
 
 
@@ -96,10 +96,11 @@ def keep(
         described: Members as a request has them: content type, headers and user metadata.
         locked: What `retention.stated` answered.
     """
-    ref = call.blobs.write(intake)
+    sealing = sse.for_write(call, commits.keys, request, buckets.require(call.records, request))
+    ref = call.blobs.write(intake, sealing.seal)
     checksum = {"algorithm": intake.algorithm, "value": intake.checksum, "type": checksums.FULL_OBJECT}
     body = contents.body_of(described, etag=intake.md5.hex(), size=ref.size, checksum=checksum, now=call.now)
-    body |= {"blob": ref.id, "tags": dict(tags), **locked, **storage_class(request)}
+    body |= {"blob": ref.id, "tags": dict(tags), **locked, **storage_class(request), **sealing.kept}
     try:
         record = contents.store(call, commits, request, body)
     except BaseException:
@@ -110,7 +111,7 @@ def keep(
     return record
 
 
-def get(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+def get(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) -> dict[str, Any]:
     """Label: reads at or below the session's label."""
     bucket = _check_read(call, request)
     start, end, ranged = 0, 0, False
@@ -120,7 +121,10 @@ def get(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
         (start, end), ranged = _extent(call, request, record)
         return start, end
 
-    record, chunks = contents.read(call.guard, call.acting, lambda: _find(call, request), extent)
+    def seal(record: Record) -> bytes | None:
+        return sse.for_read(call, commits.keys, record.body)
+
+    record, chunks = contents.read(call.guard, call.acting, lambda: _find(call, request), extent, seal)
     call.details["bytes"] = end - start
     return {**_describe(call, request, bucket, record, start, end, ranged), "Body": chunks}
 
@@ -180,7 +184,7 @@ def _describe(
         "VersionId": versions.shown(bucket, record),
         "Metadata": dict(body["metadata"]),
         **body["headers"],
-        **SEALED,
+        **sse.described(body),
     }
     answer |= retention.described(call, request, body)
     if "class" in body:  # S3 leaves the standard one unsaid
@@ -210,7 +214,7 @@ def copy(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits)
     bucket, key, version_id = copy_source(request)
     replacing = request.get("MetadataDirective") == "REPLACE"
     if (bucket, key, version_id) == (request["Bucket"], request["Key"], None) and not (
-        replacing or request.get("StorageClass")
+        replacing or request.get("StorageClass") or request.get("ServerSideEncryption")
     ):
         raise ValidationFault(
             "This copy request is illegal because it is trying to copy an object to itself without changing the "
@@ -219,7 +223,7 @@ def copy(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits)
         )
     locked = retention.stated(call, request)
     contents.check_early(call, buckets.require(call.records, request), request, locked)
-    source, chunks = open_source(call, request, _whole)
+    source, chunks = open_source(call, request, commits, _whole)
     if request.get("TaggingDirective") == "REPLACE":
         tags: Mapping[str, str] = header_tags(request, call.session)
     else:
@@ -242,7 +246,8 @@ def copy(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits)
             "LastModified": modified(record),
             **_checksum_members(record.body),
         },
-        **SEALED,
+        **sse.described(record.body),
+        "SSEKMSEncryptionContext": request.get("SSEKMSEncryptionContext"),
     }
 
 
@@ -258,7 +263,10 @@ def _whole(source: Record) -> tuple[int, int]:
 
 
 def open_source(
-    call: Call, request: Mapping[str, Any], extent: Callable[[Record], tuple[int, int]]
+    call: Call,
+    request: Mapping[str, Any],
+    commits: buckets.BucketCommits,
+    extent: Callable[[Record], tuple[int, int]],
 ) -> tuple[Record, Iterator[bytes]]:
     """The source of a copy, authorised and opened. Raises AccessDenied, NotFound or Conflict (preconditions)."""
     bucket, key, version_id = copy_source(request)
@@ -279,7 +287,10 @@ def open_source(
         check_read_conditions(request, record.body["etag"], modified(record), prefix="CopySource", copying=True)
         return record
 
-    return contents.read(there.guard, there.acting, find, extent)
+    def seal(record: Record) -> bytes | None:
+        return sse.for_read(there, commits.keys, record.body)
+
+    return contents.read(there.guard, there.acting, find, extent, seal)
 
 
 def delete(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) -> dict[str, Any]:

@@ -358,7 +358,7 @@ class S3(Provider):
         return objects.copy(_noted(call, request), request, self._commits)
 
     def get_object(self, call: Call, request: Request) -> Answer:
-        return objects.get(_noted(call, request), request)
+        return objects.get(_noted(call, request), request, self._commits)
 
     def head_object(self, call: Call, request: Request) -> Answer:
         return objects.head(_noted(call, request), request)
@@ -397,7 +397,7 @@ class S3(Provider):
     # Multipart uploads
 
     def create_multipart_upload(self, call: Call, request: Request) -> Answer:
-        return multipart.create(_noted(call, request), request, self._ids.token("", 48))
+        return multipart.create(_noted(call, request), request, self._ids.token("", 48), self._commits)
 
     def upload_part(self, call: Call, request: Request) -> Answer:
         return multipart.upload_part(_noted(call, request), request, self._commits)

@@ -26,9 +26,6 @@ _UNWRITTEN = (
     "CopySourceSSECustomerAlgorithm",
     "CopySourceSSECustomerKey",
     "CopySourceSSECustomerKeyMD5",
-    "SSEKMSKeyId",
-    "SSEKMSEncryptionContext",
-    "BucketKeyEnabled",
     "ObjectLockEventHold",
     "ObjectLockEventHoldDurationDays",
     "ObjectLockEventHoldDurationYears",
@@ -60,11 +57,6 @@ def refuse_unwritten(request: Mapping[str, Any], further: Iterable[str] = ()) ->
             raise NotImplementedYet(f"{name} is not implemented by honmaru", code="NotImplemented")
     if request.get("ACL", "private") not in _OWNERS_ACLS or any(name.startswith("Grant") for name in request):
         raise ValidationFault("The bucket does not allow ACLs", code="AccessControlListNotSupported")
-    if request.get("ServerSideEncryption", "AES256") != "AES256":
-        raise NotImplementedYet(
-            f"ServerSideEncryption {request['ServerSideEncryption']} is not implemented by honmaru; use AES256",
-            code="NotImplemented",
-        )
     if request.get("StorageClass", "STANDARD") not in STORAGE_CLASSES:
         raise ValidationFault("The storage class you specified is not valid", code="InvalidStorageClass")
 
