@@ -17,8 +17,8 @@ from honmaru.core.labels import BOTTOM, Label
 from honmaru.core.sessions import Session
 from honmaru.security.ledger import Ledger
 from honmaru.security.ledger.entries import api_call, state_change
-from honmaru.services.cloudtrail import provider
-from honmaru.services.cloudtrail.provider import CloudTrail
+from honmaru.services.cloudtrail import lookup as lookups
+from honmaru.services.cloudtrail.lookup import Lookup
 
 SECRET = Label.parse("SECRET")
 ACCOUNT = "123456789012"
@@ -62,7 +62,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 def lookup(ledger: Ledger, label: Label = BOTTOM, account: str = ACCOUNT, **request: Any) -> dict[str, Any]:
     call: Any = SimpleNamespace(session=session(label, account=account))
-    return CloudTrail(ledger).lookup_events(call, request)
+    return Lookup(ledger).events(call, request)
 
 
 def ids(answer: dict[str, Any]) -> list[str]:
@@ -178,7 +178,7 @@ def test_times_select_inclusively(ledger: Ledger) -> None:
 def test_a_call_looks_at_a_bounded_number_of_entries_and_goes_on_later(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(provider, "SCAN_LIMIT", 10)
+    monkeypatch.setattr(lookups, "SCAN_LIMIT", 10)
     for number in range(60):
         record(
             ledger, (BOTTOM, SECRET)[number % 3 == 0], f"e{number}", operation="Rare" if number in (1, 6, 33) else "Get"

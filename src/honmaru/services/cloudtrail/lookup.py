@@ -1,4 +1,4 @@
-"""CloudTrail as a view of the audit ledger: LookupEvents.
+"""LookupEvents: events as a view of the audit ledger.
 
 Invariants:
 - A session sees the logs of labels that its own dominates, and of its own account; nothing about any other log.
@@ -20,7 +20,7 @@ import orjson
 from honmaru.core.errors import ValidationFault
 from honmaru.core.labels import Label
 from honmaru.core.sessions import Session
-from honmaru.security.calls import Call, Provider
+from honmaru.security.calls import Call
 from honmaru.security.ledger import Ledger
 from honmaru.security.ledger.entries import API_CALL
 
@@ -31,15 +31,13 @@ SCAN_LIMIT = 100_000
 Entry = Mapping[str, Any]
 
 
-class CloudTrail(Provider):
-    """The operations of CloudTrail that a ledger can answer."""
-
-    service = "cloudtrail"
+class Lookup:
+    """Answers LookupEvents from a ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def lookup_events(self, call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    def events(self, call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
         """Events with one attribute, in a span of time, newest first; 50 a page at most."""
         if request.get("EventCategory"):
             return {"Events": []}  # the only category that can be asked for is "insight", and there are none
