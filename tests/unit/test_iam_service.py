@@ -66,8 +66,9 @@ class Account:
         if operation not in provider.unauthorized:
             target = provider.targets.get(operation, Target(f"{service}:{operation}"))
             assert isinstance(target, Target)
-            fields = {"partition": "aws-iso-b", "region": "", "account": ACCOUNT, **request}
-            self.identity.require(who, target.action, target.resource.format(**fields), {})
+            fields = {"Path": "/", "partition": "aws-iso-b", "region": "", "account": ACCOUNT, **request}
+            template = target.resource.replace("{Path=/}", "{Path}")
+            self.identity.require(who, target.action, template.format(**fields), {})
         call = self.keep.call(who, operation, service=service, authorizer=self.identity.require)
         answer = strip(getattr(provider, xform_name(operation))(call, request) or {})
         if model.output_shape is None:

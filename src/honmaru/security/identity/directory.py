@@ -165,6 +165,24 @@ class Directory:
                 sets.append(compile_policy(text, policy_arn))
         return PolicySet.union(sets)
 
+    def policy_texts(self, kind: str, name: str, at: Label) -> list[str]:
+        """The documents of all policies of a user, group or role, its groups' and its boundary included."""
+        record = self.visible(kind, name, at)
+        if record is None:
+            return []
+        bodies = [record.body]
+        bodies += [
+            group.body
+            for each in record.body.get("groups", ())
+            if (group := self.visible(entities.GROUP, each, record.label)) is not None
+        ]
+        texts: list[str] = []
+        for body in bodies:
+            texts += body["inline"].values()
+            arns = [*body["attached"], *([body["boundary"]] if body.get("boundary") else [])]
+            texts += [text for arn in arns if (text := self.policy_text(arn, record.label)) is not None]
+        return texts
+
     def policy_text(self, policy_arn: str, at: Label) -> str | None:
         """The default version of a managed policy, AWS's or the account's, as seen from a label."""
         text = managed_document(policy_arn, self._partition)

@@ -22,11 +22,12 @@ from honmaru.security.identity.local import ADMIN, LocalOperator
 from honmaru.security.identity.organization import Organization
 from honmaru.security.identity.resources import Resources
 from honmaru.security.identity.signin import SignIn
+from honmaru.security.identity.usage import Usage
 
 __all__ = ["ADMIN", "Identity"]
 
 
-class Identity(SignIn, Federation, LocalOperator):
+class Identity(SignIn, Federation, Usage, LocalOperator):
     """Credentials, sessions and authorisation of one enclave. Thread-safe; no database on the hot path.
 
     Args:
@@ -58,3 +59,5 @@ class Identity(SignIn, Federation, LocalOperator):
         self.resources = Resources(guard)
         self.issuer_keys = issuer_keys
         self._published = {}
+        self._uses = {}
+        self._written = {}

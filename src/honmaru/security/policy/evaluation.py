@@ -40,6 +40,12 @@ class Decision:
     reason: str
     matched: tuple[tuple[str, str], ...]
     digests: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    """The kinds of policies that were asked."""
+
+    def asked(self, kind: str) -> bool:
+        """Whether policies of a kind (one of ORDER) had a say."""
+        return kind in self.kinds
 
     @property
     def allowed(self) -> bool:
@@ -115,22 +121,23 @@ def decide(
         said.append(("session", session, session.evaluate(action, resource, context)))
         limits += 1
     digests = tuple(policies.digest for _, policies, _ in said)
+    kinds = tuple(kind for kind, _, _ in said)
     for reason, _, outcome in said:
         if outcome.effect is Effect.EXPLICIT_DENY:
-            return Decision(Effect.EXPLICIT_DENY, reason, outcome.matched, digests)
+            return Decision(Effect.EXPLICIT_DENY, reason, outcome.matched, digests, kinds)
     for reason, _, outcome in said[: len(rcps) + len(scps)]:
         if outcome.effect is Effect.IMPLICIT_DENY:
-            return Decision(Effect.IMPLICIT_DENY, reason, (), digests)
+            return Decision(Effect.IMPLICIT_DENY, reason, (), digests, kinds)
     refused = _grants(of_resource, granted, own, has_identity=identity is not None)
     if refused:
-        return Decision(Effect.IMPLICIT_DENY, refused, (), digests)
+        return Decision(Effect.IMPLICIT_DENY, refused, (), digests, kinds)
     direct = of_resource.same_account and granted.naming is Naming.SESSION
     if not direct:
         for reason, _, outcome in said[len(said) - limits :] if limits else ():
             if outcome.effect is Effect.IMPLICIT_DENY:
-                return Decision(Effect.IMPLICIT_DENY, reason, (), digests)
+                return Decision(Effect.IMPLICIT_DENY, reason, (), digests, kinds)
     matched = own.matched if own.effect is Effect.ALLOWED else granted.matched
-    return Decision(Effect.ALLOWED, "", matched, digests)
+    return Decision(Effect.ALLOWED, "", matched, digests, kinds)
 
 
 def _grants(side: ResourcePolicy, granted: Outcome, own: Outcome, *, has_identity: bool) -> str:

@@ -19,7 +19,15 @@ from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.security.identity import Identity, entities
 
-WORDS = {entities.USER: "user", entities.GROUP: "group", entities.ROLE: "role", entities.POLICY: "policy"}
+WORDS = {
+    entities.USER: "user",
+    entities.GROUP: "group",
+    entities.ROLE: "role",
+    entities.POLICY: "policy",
+    entities.INSTANCE_PROFILE: "Instance Profile",
+    entities.SAML_PROVIDER: "SAML provider",
+    entities.OIDC_PROVIDER: "OpenIDConnect provider",
+}
 Item = TypeVar("Item")
 
 
@@ -34,31 +42,45 @@ def find(call: Call, kind: str, name: str) -> Record:
     record = call.records.get(kind, name)
     if record is None:
         raise NotFound(f"The {WORDS[kind]} with name {name} cannot be found.", code="NoSuchEntity")
-    call.resources.append((arn_of(call, record), f"AWS::IAM::{kind.title()}"))
+    call.resources.append((arn_of(call, record), _type(kind)))
     return record
 
 
+def _type(kind: str) -> str:
+    return f"AWS::IAM::{kind.title().replace('-', '')}"
+
+
 def arn_of(call: Call, record: Record) -> str:
-    """The ARN of a user, group, role or policy."""
-    s = call.session
-    return entities.arn(s.partition, s.account, record.kind, record.body["path"], record.name)
+    """The ARN of a user, group, role, policy, instance profile or identity provider."""
+    return entities.arn(call.session.partition, call.account, record.kind, record.body.get("path", "/"), record.name)
 
 
 def create(call: Call, kind: str, name: str, body: Mapping[str, Any]) -> Record:
     """Make a record at the session's label. Raises Conflict when the name is visible."""
-    taken = Conflict(f"{kind.title()} with name {name} already exists.", code="EntityAlreadyExists")
+    taken = Conflict(f"{WORDS[kind].capitalize()} with name {name} already exists.", code="EntityAlreadyExists")
     if call.records.get(kind, name) is not None:
         raise taken
     try:
         record = call.records.create(kind, name, body)
     except Conflict:
         raise taken from None
-    call.resources.append((arn_of(call, record), f"AWS::IAM::{kind.title()}"))
+    call.resources.append((arn_of(call, record), _type(kind)))
     return record
+
+
+def check_editable(record: Record) -> None:
+    """Raises AccessDenied for a role that is linked to a service."""
+    if record.kind == entities.ROLE and record.body["path"].startswith(entities.SERVICE_LINKED_PATH):
+        raise AccessDenied(
+            f"Cannot perform the operation on the protected role '{record.name}' - this role is only modifiable by AWS",
+            code="UnmodifiableEntity",
+        )
 
 
 def update(call: Call, record: Record, **changes: Any) -> Record:
     """Replace parts of a record's body. Raises AccessDenied for a record at a lower label, Conflict when stale."""
+    if not changes.keys() <= {"tags", "description"}:
+        check_editable(record)
     try:
         return call.records.update(record, {**record.body, **changes})
     except Conflict:

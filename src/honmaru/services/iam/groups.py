@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from honmaru.core.errors import Conflict
+from honmaru.core.errors import Conflict, ValidationFault
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.security.identity import entities
@@ -60,6 +60,14 @@ class Groups(Part):
         groups = [group for name in names if (group := call.records.get(entities.GROUP, name)) is not None]
         found, more = page(groups, request, lambda group: group.name)
         return {"Groups": [describe(call, group) for group in found], **more}
+
+    def update_group(self, call: Call, request: Request) -> None:
+        group = find(call, entities.GROUP, request["GroupName"])
+        if request.get("NewGroupName") not in (None, group.name):
+            raise ValidationFault("A group's name cannot be changed: make a new group", code="ValidationError")
+        path = request.get("NewPath") or group.body["path"]
+        entities.check_path(path)
+        update(call, group, path=path)
 
     def delete_group(self, call: Call, request: Request) -> None:
         group = find(call, entities.GROUP, request["GroupName"])

@@ -102,8 +102,51 @@ def _version(version: str, body: Mapping[str, Any], *, document: bool) -> dict[s
     }
 
 
+def details(call: Call, *, local: bool, aws: bool) -> Iterator[dict[str, Any]]:
+    """The ManagedPolicyDetail shapes of the account's policies, and of AWS's that are attached, by ARN."""
+    counts = _attachments(call)
+    shapes: list[dict[str, Any]] = []
+    if aws:
+        for name, text in MANAGED.items():
+            shape = _managed_shape(call.session.partition, name, counts)
+            if shape["AttachmentCount"]:
+                shapes.append({**shape, "PolicyVersionList": [_managed_version(text)]})
+    if local:
+        for record in call.records.iterate(entities.POLICY):
+            shape = _shape(call, record, counts)
+            del shape["Tags"]
+            versions = [_version(version, record.body, document=True) for version in record.body["versions"]]
+            shapes.append({**shape, "PolicyVersionList": versions})
+    yield from sorted(shapes, key=lambda shape: str(shape["Arn"]))
+
+
 class Policies(Part):
     """Operations on managed policies."""
+
+    def list_entities_for_policy(self, call: Call, request: Request) -> dict[str, Any]:
+        arn, partition = request["PolicyArn"], call.session.partition
+        if managed_document(arn, partition) is None:
+            _own(call, arn)
+        wanted = request.get("EntityFilter") or "All"
+        usage, prefix = request.get("PolicyUsageFilter"), request.get("PathPrefix") or "/"
+        found: list[tuple[str, str, Record]] = []
+        for title, kind in (("Group", entities.GROUP), ("Role", entities.ROLE), ("User", entities.USER)):
+            if wanted not in ("All", "LocalManagedPolicy", "AWSManagedPolicy", title):
+                continue
+            for record in call.records.iterate(kind):
+                body = record.body
+                uses = (usage != "PermissionsBoundary" and arn in body["attached"]) or (
+                    usage != "PermissionsPolicy" and body.get("boundary") == arn
+                )
+                if uses and body["path"].startswith(prefix):
+                    found.append((f"{title}/{record.name}", title, record))
+        some, more = page(found, request, lambda entry: entry[0])
+        return {
+            f"Policy{title}s": [
+                {f"{title}Name": record.name, f"{title}Id": record.body["id"]} for _, of, record in some if of == title
+            ]
+            for title in ("Group", "Role", "User")
+        } | more
 
     def create_policy(self, call: Call, request: Request) -> dict[str, Any]:
         name, path, text = request["PolicyName"], request.get("Path") or "/", request["PolicyDocument"]

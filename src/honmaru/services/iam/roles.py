@@ -15,6 +15,7 @@ from honmaru.services.iam.entities import (
     Part,
     arn_of,
     boundary,
+    check_editable,
     check_grant,
     check_size,
     create,
@@ -100,11 +101,20 @@ class Roles(Part):
         )
         return {}
 
+    def update_role_description(self, call: Call, request: Request) -> dict[str, Any]:
+        record = find(call, entities.ROLE, request["RoleName"])
+        return {"Role": describe(call, update(call, record, description=request["Description"]))}
+
     def update_assume_role_policy(self, call: Call, request: Request) -> None:
         update(call, find(call, entities.ROLE, request["RoleName"]), trust=_trust(request["PolicyDocument"]))
 
     def delete_role(self, call: Call, request: Request) -> None:
         record = find(call, entities.ROLE, request["RoleName"])
+        check_editable(record)
+        if any(record.name in each.body["roles"] for each in call.records.iterate(entities.INSTANCE_PROFILE)):
+            raise Conflict(
+                "Cannot delete entity, must remove roles from instance profile first.", code="DeleteConflict"
+            )
         if record.body["attached"]:
             raise Conflict("Cannot delete entity, must detach all policies first.", code="DeleteConflict")
         if record.body["inline"]:

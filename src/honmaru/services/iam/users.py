@@ -51,6 +51,21 @@ def describe(call: Call, record: Record, *, full: bool = True) -> dict[str, Any]
     }
 
 
+def subject(call: Call, request: Request, action: str) -> Record:
+    """The named user, else the caller's; asks IAM, because the door cannot know an unnamed user's ARN."""
+    name = request.get("UserName")
+    session = call.session
+    if not name:
+        if session.kind != "user":
+            raise ValidationFault(
+                "Must specify userName when calling with non-User credentials", code="ValidationError"
+            )
+        name = session.issuer_arn.rpartition("/")[2]
+    seen = call.records.get(entities.USER, name)
+    call.authorize(action, arn_of(call, seen) if seen else call.arn("iam", f"user/{name}", region=False))
+    return find(call, entities.USER, name)
+
+
 class Users(Part):
     """Operations on users."""
 
@@ -67,7 +82,7 @@ class Users(Part):
         return {"User": describe(call, create(call, entities.USER, name, body))}
 
     def get_user(self, call: Call, request: Request) -> dict[str, Any]:
-        return {"User": describe(call, self._user(call, request, "iam:GetUser"))}
+        return {"User": describe(call, subject(call, request, "iam:GetUser"))}
 
     def list_users(self, call: Call, request: Request) -> dict[str, Any]:
         prefix = request.get("PathPrefix") or "/"
@@ -91,8 +106,13 @@ class Users(Part):
             raise Conflict("Cannot delete entity, must delete policies first.", code="DeleteConflict")
         if record.body["groups"]:
             raise Conflict("Cannot delete entity, must remove users from group first.", code="DeleteConflict")
-        if _keys(call, record):
+        if keys_of(call, record):
             raise Conflict("Cannot delete entity, must delete access keys first.", code="DeleteConflict")
+        profile = call.records.get(entities.LOGIN_PROFILE, record.name)
+        if profile is not None and profile.body["user_id"] == record.body["id"]:
+            raise Conflict("Cannot delete entity, must delete login profile first.", code="DeleteConflict")
+        if any(device.body["user_id"] == record.body["id"] for device in call.records.iterate(entities.MFA_DEVICE)):
+            raise Conflict("Cannot delete entity, must delete MFA device first.", code="DeleteConflict")
         call.records.delete(record)
 
     def tag_user(self, call: Call, request: Request) -> None:
@@ -134,14 +154,14 @@ class Users(Part):
         permissions.set_boundary(call, self.identity, entities.USER, request["UserName"], "")
 
     def create_access_key(self, call: Call, request: Request) -> dict[str, Any]:
-        user = self._user(call, request, "iam:CreateAccessKey")
+        user = subject(call, request, "iam:CreateAccessKey")
         label = call.session.label
         tag = user.body["tags"].get(entities.CLEARANCE_TAG)
         if not may_hold(Clearance() if tag is None else Clearance.parse(tag), label):
             raise AccessDenied(
                 f"A key made in this session is bound to {label.banner}, and {user.name} is not cleared for it"
             )
-        bound = [key for key in _keys(call, user) if key.body["label"] == label.canonical]
+        bound = [key for key in keys_of(call, user) if key.body["label"] == label.canonical]
         if len(bound) >= KEYS_LIMIT:
             raise QuotaExceeded(f"Cannot exceed quota for AccessKeysPerUser: {KEYS_LIMIT}", code="LimitExceeded")
         body = entities.key_body(
@@ -151,13 +171,20 @@ class Users(Part):
             label=label,
             limits=self.identity.clearances_behind(call.session),
         )
-        name = self.identity.ids.token("AKIA", 16)
+        name = entities.key_id(self.identity.ids, "AKIA", call.account)
         record = call.records.create(entities.ACCESS_KEY, name, body, entities.ACTIVE)
         return {"AccessKey": {**_key(record), "SecretAccessKey": body["secret"]}}
 
+    def get_access_key_last_used(self, call: Call, request: Request) -> dict[str, Any]:
+        key = call.records.get(entities.ACCESS_KEY, request["AccessKeyId"])
+        if key is None:
+            raise NotFound(f"The Access Key with id {request['AccessKeyId']} cannot be found.", code="NoSuchEntity")
+        call.authorize("iam:GetAccessKeyLastUsed", call.arn("iam", f"user/{key.body['user']}", region=False))
+        return {"UserName": key.body["user"], "AccessKeyLastUsed": self.identity.last_use(key, call.session.label)}
+
     def list_access_keys(self, call: Call, request: Request) -> dict[str, Any]:
-        user = self._user(call, request, "iam:ListAccessKeys")
-        found, more = page(_keys(call, user), request, lambda key: key.name)
+        user = subject(call, request, "iam:ListAccessKeys")
+        found, more = page(keys_of(call, user), request, lambda key: key.name)
         return {"AccessKeyMetadata": [_key(key) for key in found], **more}
 
     def update_access_key(self, call: Call, request: Request) -> None:
@@ -167,29 +194,16 @@ class Users(Part):
     def delete_access_key(self, call: Call, request: Request) -> None:
         call.records.delete(self._access_key(call, request, "iam:DeleteAccessKey"))
 
-    def _user(self, call: Call, request: Request, action: str) -> Record:
-        """The named user, else the caller's; asks IAM, because the door cannot know an unnamed user's ARN."""
-        name = request.get("UserName")
-        session = call.session
-        if not name:
-            if session.kind != "user":
-                raise ValidationFault(
-                    "Must specify userName when calling with non-User credentials", code="ValidationError"
-                )
-            name = session.issuer_arn.rpartition("/")[2]
-        seen = call.records.get(entities.USER, name)
-        call.authorize(action, arn_of(call, seen) if seen else call.arn("iam", f"user/{name}", region=False))
-        return find(call, entities.USER, name)
-
     def _access_key(self, call: Call, request: Request, action: str) -> Record:
-        user = self._user(call, request, action)
+        user = subject(call, request, action)
         key = call.records.get(entities.ACCESS_KEY, request["AccessKeyId"])
         if key is None or key.body["user_id"] != user.body["id"]:
             raise NotFound(f"The Access Key with id {request['AccessKeyId']} cannot be found.", code="NoSuchEntity")
         return key
 
 
-def _keys(call: Call, user: Record) -> list[Record]:
+def keys_of(call: Call, user: Record) -> list[Record]:
+    """The visible access keys of a user."""
     return [key for key in call.records.iterate(entities.ACCESS_KEY) if key.body["user_id"] == user.body["id"]]
 
 
