@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-.PHONY: help quickstart stop install system install-quantum test test-long test-quantum check format bench bench-ledger bench-gateway bench-quantum docs clean
+.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-quantum docs clean
 
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,11 @@ test-long: install ## the full kill, tamper and mutation runs
 
 test-quantum: install-quantum system ## Amazon's Braket SDK, PennyLane and Qiskit against a live enclave
 	@HONMARU_QUANTUM=1 $(BIN)/python -m pytest tests/quantum tests/unit/test_quantum_parts.py
+
+test-sagemaker-sdk: install system ## the SageMaker SDK v2 and v3, unmodified, under AWS's real host names
+	@scripts/install-peers sagemaker2
+	@scripts/install-peers sagemaker3
+	@HONMARU_SAGEMAKER_SDK=1 $(BIN)/python -m pytest tests/conformance/test_real_hostnames.py
 
 check: install ## ruff, mypy --strict, import contracts, generated documents
 	@$(BIN)/ruff format --check src tests scripts benchmarks examples

@@ -35,7 +35,7 @@ def service_hosts(region: str, services: Iterable[str]) -> list[str]:
 
 def certificate_names(hosts: Sequence[str]) -> list[str]:
     """What the server's certificate must name: the hosts, and every bucket in front of S3's."""
-    return [*hosts, *(f"*.{host}" for host in hosts if host.startswith(("s3.", "s3-")))]
+    return [*hosts, *(f"*.{host}" for host in _s3(hosts))]
 
 
 def default_buckets(region: str, account: str) -> list[str]:
@@ -44,12 +44,15 @@ def default_buckets(region: str, account: str) -> list[str]:
 
 
 def hosts_lines(address: str, hosts: Sequence[str], buckets: Iterable[str]) -> list[str]:
-    """Lines for /etc/hosts. `buckets` are given names of their own below S3's plain host."""
-    s3 = next((host for host in hosts if host.startswith("s3.")), None)
-    names = [*hosts, *(f"{bucket}.{s3}" for bucket in buckets if s3 is not None)]
+    """Lines for /etc/hosts. Each of `buckets` is given names of its own in front of S3's."""
+    names = [*hosts, *(f"{bucket}.{host}" for bucket in buckets for host in _s3(hosts))]
     return [f"{address} {name}" for name in names]
 
 
 def dns_lines(address: str, hosts: Sequence[str]) -> list[str]:
     """Lines for dnsmasq (split DNS), which cover every bucket."""
     return [f"address=/{host}/{address}" for host in hosts]
+
+
+def _s3(hosts: Sequence[str]) -> list[str]:
+    return [host for host in hosts if host.startswith(("s3.", "s3-"))]
