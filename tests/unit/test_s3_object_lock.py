@@ -13,6 +13,7 @@ from botocore import xform_name
 from honmaru.core.errors import AccessDenied, HonmaruError
 from honmaru.core.sessions import Session
 from honmaru.security.calls import Call
+from honmaru.services.s3 import retention
 from honmaru.services.s3.bucket import BucketCommits
 from honmaru.services.s3.provider import S3
 from honmaru.testing.keep import Keep, Upload, quick_directory, session
@@ -263,3 +264,11 @@ def test_only_a_versions_own_label_changes_its_lock(client: Client) -> None:
             attempt()
     client("PutObject", Bucket="shared", Key="h", Body=Upload(CONTENT), **CHECKED, ObjectLockLegalHoldStatus="ON")
     refused("NoSuchKey", lambda: low("GetObjectLegalHold", Bucket="shared", Key="h"))
+
+
+def test_without_its_one_check_lock_would_be_worth_nothing(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sabotage of what the tests above hold."""
+    version = client.put(ObjectLockMode="COMPLIANCE", ObjectLockRetainUntilDate=client.day(1))
+    monkeypatch.setattr(retention, "check_removable", lambda *_: None)
+    client.delete(version)
+    refused("NoSuchVersion", lambda: client("HeadObject", Key="k", VersionId=version))

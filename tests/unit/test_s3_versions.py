@@ -16,9 +16,11 @@ from honmaru.core.errors import AccessDenied, HonmaruError
 from honmaru.core.sessions import Session
 from honmaru.security.calls import Call
 from honmaru.security.guard import GuardedChange
+from honmaru.services.s3 import contents
 from honmaru.services.s3.bucket import BucketCommits
 from honmaru.services.s3.events import ObjectEvent
 from honmaru.services.s3.provider import S3
+from honmaru.services.s3.requests import check_write_conditions
 from honmaru.testing.keep import Keep, Upload, quick_directory, session
 
 U, S, TS = (session(marking) for marking in ("UNCLASSIFIED", "SECRET", "TOP SECRET"))
@@ -415,6 +417,68 @@ def test_of_many_conditional_writers_one_wins(
     assert outcomes.count("won") == 1 and len(outcomes) == 8, outcomes
     assert set(outcomes) - {"won"} <= {"PreconditionFailed", "NoSuchKey"}, outcomes
     assert len(client.listed(Prefix="k")) == (2 if condition == "match" else 1)
+
+
+def test_the_race_is_decided_where_the_write_is_stored(
+    client: Client, clients: Callable[[Session], Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sabotage: conditions checked early only, before the bytes are read. Then both writers win."""
+    barrier = threading.Barrier(2)
+    monkeypatch.setattr(contents, "check_write_conditions", _only_before(barrier))
+    outcomes: list[str | None] = []
+
+    def write() -> None:
+        outcomes.append(clients(S).put("k", b"x", IfNoneMatch="*"))
+
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 2 and len(client.listed()) == 2
+
+
+def _only_before(barrier: threading.Barrier) -> Callable[..., None]:
+    seen: set[int] = set()
+
+    def check(request: Mapping[str, Any], etag: str | None) -> None:
+        if threading.get_ident() not in seen:
+            seen.add(threading.get_ident())
+            check_write_conditions(request, etag)
+            barrier.wait(10)
+
+    return check
+
+
+def test_concurrent_changes_of_one_key_leave_a_whole_stack(
+    client: Client, clients: Callable[[Session], Client], keep: Keep
+) -> None:
+    kept: dict[str, bytes | None] = {}
+
+    def work(number: int) -> None:
+        one, chance, own = clients(S), random.Random(number), dict[str, bytes | None]()
+        for step in range(12):
+            verb = chance.randrange(4)
+            if verb < 2:
+                content = f"{number} {step}".encode()
+                own[str(one.put("k", content))] = content
+            elif verb == 2:
+                own[str(one.delete("k")[0])] = None
+            elif own:
+                version = chance.choice(sorted(own))
+                one.delete("k", VersionId=version)
+                del own[version]
+        kept.update(own)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = client.listed()
+    assert {version: None if marker else client.get("k", VersionId=version) for _, version, _, marker in lines} == kept
+    assert [latest for _, _, latest, _ in lines] == [True] + [False] * (len(lines) - 1)
+    assert blobs_on_disk(keep) == sum(content is not None for content in kept.values())
 
 
 # Labels
