@@ -136,6 +136,7 @@ class Gateway:
         pipeline = self.pipeline
         exchange = Exchange(scope, receive, send, self._ids.uuid(), self._clock.now())
         scope["honmaru.exchange"] = exchange
+        exchange.budget = pipeline.budget
         wire = exchange.wire = self._wire(exchange)
         try:
             for handler in self._lives[wire]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from honmaru.gateway.aws.forms import FormHead
     from honmaru.gateway.aws.signatures import Claim
     from honmaru.gateway.dialects import Endpoint, Translation
+    from honmaru.gateway.reading import Budget
     from honmaru.gateway.streams import Pieces
     from honmaru.gateway.wires import Wire
 
@@ -35,6 +36,7 @@ class Exchange:
         "answer",
         "at",
         "body",
+        "budget",
         "call",
         "candidate",
         "claim",
@@ -74,6 +76,7 @@ class Exchange:
         "started",
         "translation",
         "turn",
+        "unverified",
         "upload",
         "wire",
     )
@@ -114,6 +117,9 @@ class Exchange:
         self.candidate: Session | None = None
         """The session of the claimed key, until the signature has been verified."""
         self.body = b""
+        self.budget: Budget | None = None
+        self.unverified: tuple[str, int] | None = None
+        """(key id, bytes) of the body that the budget counts until the caller is known."""
         self.upload: Upload | None = None
         self.request_digest: str | None = None
 

@@ -14,6 +14,8 @@ class Limits:
     """Bodies of json, query, rest-json and XML requests."""
     invoke_bytes: int = 25 << 20
     """Bodies of bedrock-runtime."""
+    unverified_bytes: int = 128 << 20
+    """Bodies of callers whose signature needs the whole body, all together; half of it for one key id."""
     upload_bytes: int = 5 << 30
     """Streamed uploads (S3 objects and parts), decoded."""
     header_bytes: int = 64 << 10

@@ -38,6 +38,7 @@ from honmaru.gateway.limits import Limits
 from honmaru.gateway.permissions import Question, questions, target_problems
 from honmaru.gateway.places import Places, holder_of
 from honmaru.gateway.rates import Rates
+from honmaru.gateway.reading import Budget
 from honmaru.gateway.request_tags import request_tags
 from honmaru.gateway.turns import Turns
 from honmaru.gateway.workers import Landed, Workers
@@ -129,6 +130,7 @@ class Pipeline:
         self._principal_rates = Rates(limits.principal_requests_s, limits.principal_requests_s * limits.burst_s)
         self._account_rates = Rates(limits.account_requests_s, limits.account_requests_s * limits.burst_s)
         self._prompt_reads = prompt_reads
+        self.budget = Budget(limits.unverified_bytes)
         self._upload_pool = ThreadPoolExecutor(limits.uploads, thread_name_prefix="upload")
         self._uploads = Places(limits.uploads, limits.uploads_each)
         self._streams = Places(limits.streams, limits.streams_each)
@@ -166,6 +168,7 @@ class Pipeline:
     def meter(self, exchange: Exchange) -> None:
         """Raises Throttled when the caller, or its account, makes more requests than it may. By label, so that no
         session learns from its own rate what another one does above it."""
+        self.budget.free(exchange)
         session = exchange.session
         if session is None:  # an operation for which nobody signs: all of these share one holder's
             self._principal_rates.take(None, self.clock.monotonic())
@@ -199,6 +202,7 @@ class Pipeline:
 
     def give_turn_back(self, exchange: Exchange) -> None:
         """The request is done, or waits for something slow from here on. Idempotent."""
+        self.budget.free(exchange)
         if exchange.turn:
             exchange.turn = False
             self._turns.give_back(exchange.holder)

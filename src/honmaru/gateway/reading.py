@@ -3,6 +3,8 @@
 Invariants:
 - A header that decides something is refused when it comes twice; others are joined as HTTP says.
 - A body is never held beyond its limit, whatever length was declared for it.
+- Bodies whose sender is not yet verified hold no more memory together than their budget, and no more for one key id
+  than half of it: who knows a key's id cannot fill the memory, nor lock the other keys out.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import replace
 
 from honmaru.api import query_codec
 from honmaru.api.misreads import Misread
-from honmaru.core.errors import AuthenticationFailed, ValidationFault
+from honmaru.core.errors import AuthenticationFailed, Throttled, ValidationFault
 from honmaru.core.sessions import Session
 from honmaru.gateway.exchange import Exchange
 from honmaru.gateway.limits import Limits
@@ -49,6 +51,40 @@ def read_query(exchange: Exchange) -> None:
     exchange.query = out
 
 
+class Budget:
+    """Bytes of unverified bodies, counted as they come. For the event loop's thread only."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._total = 0
+        self._held: dict[str, int] = {}
+
+    def grow(self, exchange: Exchange, size: int) -> None:
+        """`size` more bytes of the exchange's body are held. Raises Throttled."""
+        if not size or exchange.session is not None:
+            return
+        key = "" if exchange.claim is None else exchange.claim.access_key_id
+        held = self._held.get(key, 0) + size
+        if self._total + size > self._limit or held > self._limit // 2:
+            raise Throttled("Please reduce your request rate.")
+        self._total += size
+        self._held[key] = held
+        exchange.unverified = (key, size + (exchange.unverified[1] if exchange.unverified else 0))
+
+    def free(self, exchange: Exchange) -> None:
+        """The exchange's caller is known by now, or it is over. Idempotent."""
+        if exchange.unverified is None:
+            return
+        key, size = exchange.unverified
+        exchange.unverified = None
+        self._total -= size
+        left = self._held[key] - size
+        if left:
+            self._held[key] = left
+        else:
+            del self._held[key]
+
+
 async def read_body(exchange: Exchange, limit: int, body_s: float) -> None:
     """The whole body and its digest; at most `limit` bytes within `body_s` seconds. Raises ValidationFault."""
     headers = exchange.headers
@@ -60,6 +96,8 @@ async def read_body(exchange: Exchange, limit: int, body_s: float) -> None:
         body = None if ready is None else ready()
         if body is not None and len(body) > limit:
             raise too_large(exchange, limit)
+        if body is not None and exchange.budget is not None:
+            exchange.budget.grow(exchange, len(body))
         exchange.body = await _whole(exchange, limit, body_s) if body is None else body
     exchange.request_digest = f"sha256:{hashlib.sha256(exchange.body).hexdigest()}"
 
@@ -94,6 +132,8 @@ async def _whole(exchange: Exchange, limit: int, body_s: float) -> bytes:
                 size += len(piece)
                 if size > limit:
                     raise too_large(exchange, limit)
+                if exchange.budget is not None:
+                    exchange.budget.grow(exchange, len(piece))
                 if not message.get("more_body"):
                     if not pieces:
                         return bytes(piece)
