@@ -143,10 +143,17 @@ def site(enclave: LiveEnclave) -> Site:
     return Site(enclave)
 
 
-def test_an_ordinary_script_mode_script_runs_unmodified(site: Site) -> None:
-    site.train("script-mode", site.source("plain", SCRIPT), {"epochs": "30", "learning-rate": "0.1"})
+def test_an_ordinary_script_mode_script_runs_unmodified(site: Site, enclave: LiveEnclave) -> None:
+    kms = enclave.client("kms")
+    key = kms.create_key()["KeyMetadata"]["Arn"]
+    kms.create_grant(KeyId=key, GranteePrincipal=site.role, Operations=["GenerateDataKey"])
+    output = {"S3OutputPath": "s3://training/out", "KmsKeyId": key}
+    parameters = {"epochs": "30", "learning-rate": "0.1"}
+    site.train("script-mode", site.source("plain", SCRIPT), parameters, OutputDataConfig=output)
     job = site.wait("script-mode")
     assert job["TrainingJobStatus"] == "Completed", job.get("FailureReason")
+    bucket, _, name = job["ModelArtifacts"]["S3ModelArtifacts"].removeprefix("s3://").partition("/")
+    assert site.s3.head_object(Bucket=bucket, Key=name)["SSEKMSKeyId"] == key
     files = site.model_files(job)
     assert "model.pt" in files
     assert json.loads(json.loads(files["facts.json"])["hosts"]) == ["algo-1"]

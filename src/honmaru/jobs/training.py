@@ -420,21 +420,22 @@ class Training:
         instances = int(request["ResourceConfig"].get("InstanceCount") or 1)
         bucket, prefix = split_uri(request["OutputDataConfig"]["S3OutputPath"])
         base = "/".join(part for part in (prefix.strip("/"), name, "output") if part)
+        key = request["OutputDataConfig"].get("KmsKeyId") or ""
         sync = self._checkpoints(session, body)
         if sync is not None:
             sync.run(final=True)
         outputs = _merged(root, instances, "output/data")
         within = sum(found.size for found in outputs) <= instances * _volume_bytes(request)
         if outputs and (within or body["ending"] != "fail"):
-            self.buckets.write(session, bucket, f"{base}/output.tar.gz", trees.archive(outputs))
+            self.buckets.write(session, bucket, f"{base}/output.tar.gz", trees.archive(outputs), key)
         if body["ending"] == "fail":
             return ""
         model = _merged(root, instances, "model")
         if request["OutputDataConfig"].get("CompressionType") == "NONE":
             for found in model:
-                self.buckets.write(session, bucket, f"{base}/model/{found.name}", trees.chunks(found))
+                self.buckets.write(session, bucket, f"{base}/model/{found.name}", trees.chunks(found), key)
             return f"s3://{bucket}/{base}/model/"
-        self.buckets.write(session, bucket, f"{base}/model.tar.gz", trees.archive(model))
+        self.buckets.write(session, bucket, f"{base}/model.tar.gz", trees.archive(model), key)
         return f"s3://{bucket}/{base}/model.tar.gz"
 
     def _stage(self, fresh: dict[str, Any]) -> str | None:

@@ -45,8 +45,7 @@ _TAKEN = frozenset({*_KEPT, "TrainingJobName", "Tags"})
 _REFUSED_INSIDE = (
     ("AlgorithmSpecification", "AlgorithmName", "algorithm resources"),
     ("AlgorithmSpecification", "TrainingImageConfig", "private registries: images name environments of this enclave"),
-    ("OutputDataConfig", "KmsKeyId", "KMS keys: everything is encrypted under the key of its label"),
-    ("ResourceConfig", "VolumeKmsKeyId", "KMS keys: everything is encrypted under the key of its label"),
+    ("ResourceConfig", "VolumeKmsKeyId", "keys for the scratch of running jobs"),
     ("ResourceConfig", "InstanceGroups", "heterogeneous clusters"),
     ("ResourceConfig", "TrainingPlanArn", "training plans"),
     ("ResourceConfig", "InstancePlacementConfig", "instance placement"),
@@ -68,6 +67,7 @@ class TrainingJobs:
         name = request["TrainingJobName"]
         environment = self._check(request)
         self._check_role(call, request["RoleArn"])
+        _check_output_key(call, request["OutputDataConfig"].get("KmsKeyId") or "")
         arn = call.arn("sagemaker", f"training-job/{name}")
         body: dict[str, Any] = {
             "request": {member: request[member] for member in _KEPT if request.get(member) is not None},
@@ -189,6 +189,16 @@ def _check_channels(channels: list[Mapping[str, Any]]) -> None:
         if channel.get("InputMode"):
             _check_mode(f"{where}: InputMode", channel["InputMode"])
         split_uri(source["S3Uri"])
+
+
+def _check_output_key(call: Call, key: str) -> None:
+    """Raises ValidationFault for a key that this session does not see: the job would lose its outputs at its end."""
+    sight, last = call.sight("kms"), key.rpartition(":")[2].removeprefix("key/")
+    if not key or key.endswith("alias/aws/s3"):
+        return
+    alias = sight.get("alias", last) if last.startswith("alias/") else None
+    if sight.get("key", last if alias is None else alias.body["key"]) is None:
+        raise ValidationFault(f"OutputDataConfig.KmsKeyId names no key that this session sees: {key}")
 
 
 def _check_mode(where: str, mode: str) -> None:
