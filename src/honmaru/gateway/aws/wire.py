@@ -432,6 +432,9 @@ class AwsWire:
         )
         if exchange.call is not None:  # validators of a 304, CORS: what the operation said before it refused
             headers += _encoded(exchange.call.response_headers)
+        if isinstance(error, AccessDenied) and error.explanation:
+            # What sts:DecodeAuthorizationMessage reads; AWS puts it into the messages of a few services.
+            headers.append((b"x-honmaru-authorization-message", error.explanation.encode()))
         return status, headers, body
 
 
