@@ -892,6 +892,29 @@ def test_the_platform_passes_the_same_two_gates_and_is_recorded(
     ]
 
 
+def test_what_a_policy_lets_another_account_do_is_done_in_the_buckets_account(
+    clients: Callable[[Session], Client], keep: Keep
+) -> None:
+    clients(S)("CreateBucket", Bucket="bucket")
+    clients(S).put("in", b"1")
+    other = session("SECRET", account="999999999999")
+
+    class Owned(_Iam):
+        def require(self, *question: Any) -> str:  # type: ignore[override]
+            super().require(*question)
+            return S.account
+
+    commits = BucketCommits()
+    buckets = S3Buckets(keep.guard, Owned(), keep.ledger, keep.clock, keep.ids, commits)
+    assert [one.key for one in buckets.list(other, "bucket", "")] == ["in"]
+    assert b"".join(buckets.read(other, "bucket", "in")) == b"1"
+    buckets.write(other, "bucket", "out", [b"2"])
+    assert clients(S).get("out") == b"2"
+    call = keep.call(other, "DeleteObjects", authorizer=lambda *_: S.account)
+    answer = S3(keep.ids, commits).delete_objects(call, {"Bucket": "bucket", "Delete": {"Objects": [{"Key": "out"}]}})
+    assert answer["Deleted"][0]["Key"] == "out" and keys_of(clients(S)("ListObjectsV2", Bucket="bucket")) == ["in"]
+
+
 def test_every_operation_states_what_it_asks_of_iam() -> None:
     import botocore.loaders
 

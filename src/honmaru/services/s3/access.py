@@ -63,11 +63,12 @@ class S3Buckets:
         call = self._call(session, "ListObjectsV2")
 
         def work() -> Iterator[StoredObject]:
-            call.authorize("s3:ListBucket", self._arn(session, bucket), {"s3:prefix": prefix})
-            buckets.require(call.records, {"Bucket": bucket})
+            owner = call.authorize("s3:ListBucket", self._arn(session, bucket), {"s3:prefix": prefix})
+            there = call.within(owner)
+            buckets.require(there.records, {"Bucket": bucket})
             return (
                 StoredObject(bucket, entry.text, entry.record.body["size"], entry.record.body["etag"])
-                for entry in walk(call.records, bucket, prefix, "", "", 256)
+                for entry in walk(there.records, bucket, prefix, "", "", 256)
                 if entry.record is not None
             )
 
@@ -79,8 +80,8 @@ class S3Buckets:
         arn = self._arn(session, f"{bucket}/{key}")
 
         def work() -> Iterator[bytes]:
-            call.authorize("s3:GetObject", arn)
-            chunks: Iterator[bytes] = objects.get(call, {"Bucket": bucket, "Key": key}, self._commits)["Body"]
+            there = call.within(call.authorize("s3:GetObject", arn))
+            chunks: Iterator[bytes] = objects.get(there, {"Bucket": bucket, "Key": key}, self._commits)["Body"]
             return chunks
 
         return self._recorded(call, [(arn, "AWS::S3::Object")], True, work)
@@ -93,14 +94,14 @@ class S3Buckets:
         arn = self._arn(session, f"{bucket}/{key}")
 
         def work() -> StoredObject:
-            call.authorize("s3:PutObject", arn)
+            there = call.within(call.authorize("s3:PutObject", arn))
             check_key(key)
             request = {"Bucket": bucket, "Key": key}
             if kms_key:
                 request |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key}
-            buckets.require(call.records, request)
+            buckets.require(there.records, request)
             intake = checksums.Intake(chunks, checksums.DEFAULT, limit=_OBJECT_LIMIT)
-            record = objects.keep(call, request, self._commits, intake, {}, request, {})
+            record = objects.keep(there, request, self._commits, intake, {}, request, {})
             return StoredObject(bucket, key, record.body["size"], record.body["etag"])
 
         return self._recorded(call, [(arn, "AWS::S3::Object")], False, work)
@@ -118,8 +119,8 @@ class S3Buckets:
             authorizer=lambda *question: self._require(*question),
         )
 
-    def _require(self, session: Session, action: str, resource: str, context: Mapping[str, Any]) -> None:
-        self._identity.require(session, action, resource, context)
+    def _require(self, session: Session, action: str, resource: str, context: Mapping[str, Any]) -> object:
+        return self._identity.require(session, action, resource, context)
 
     def _recorded(
         self, call: Call, resources: Iterable[tuple[str, str]], read_only: bool, work: Callable[[], _Result]
