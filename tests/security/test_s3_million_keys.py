@@ -112,6 +112,9 @@ def test_a_page_costs_the_same_everywhere(keep: Keep) -> None:
     assert page["Versions"][0]["VersionId"] == f"{COUNT // 20 + 1:032x}"
     figures["one key"], page = timed(keep, "ListObjectsV2", Prefix=key_of(COUNT // 4), MaxKeys=1)
     assert page["KeyCount"] == 1
+    began = time.perf_counter()
+    assert keep.guard.sweep_blobs(alone=True) == 0
+    print(f"{COUNT:>9} rows  the sweep for orphan blobs {time.perf_counter() - began:8.1f} s")
     for name, milliseconds in figures.items():
         print(f"{COUNT:>9} rows  {name:<20} {milliseconds:8.1f} ms")
     assert figures["keys middle"] < 3 * figures["keys start"] + 5

@@ -287,7 +287,7 @@ class Enclave:
 
     def _sweep(self, alone: bool = False) -> None:
         """Free what a crash left behind in the blob store; ends early when the enclave is about to stop."""
-        swept = self.guard.sweep_blobs(alone=alone, go_on=lambda: not self.stopping.is_set())
+        swept = self.guard.sweep_blobs(alone=alone, go_on=lambda: not self.stopping.wait(0.005))
         if swept:
             _LOG.info("the sweep freed %d blobs that no record named", swept)
 
