@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 from honmaru.core.errors import RequestFault, ValidationFault
@@ -37,7 +38,8 @@ class Upload:
         self._whole = whole
         self._payload = payload
         self._loop = loop
-        self._buffer = bytearray()
+        self._pieces: deque[bytes] = deque()
+        self._held = 0
         self._ended = False
         self._fault: RequestFault | None = None
 
@@ -61,19 +63,30 @@ class Upload:
 
     def read(self, size: int = 1 << 20) -> bytes:
         """See `ByteStream.read`. For worker threads only."""
-        while len(self._buffer) < size and not self._ended:
+        while self._held < size and not self._ended:
             if self._fault is not None:
                 raise self._fault
             if self._whole is not None:
                 self._take([self._whole, b""] if self._whole else [b""])
                 self._whole = b""
                 continue
-            wanted = size - len(self._buffer)
+            wanted = size - self._held
             pieces = asyncio.run_coroutine_threadsafe(self._gather(wanted), self._loop).result()
             self._take(pieces)
-        out = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return out
+        return self._cut(size)
+
+    def _cut(self, size: int) -> bytes:
+        """The first `size` bytes of what is held, or all of it; copied once."""
+        out: list[bytes] = []
+        while self._pieces and size > 0:
+            piece = self._pieces.popleft()
+            if len(piece) > size:
+                self._pieces.appendleft(piece[size:])
+                piece = piece[:size]
+            out.append(piece)
+            size -= len(piece)
+            self._held -= len(piece)
+        return out[0] if len(out) == 1 else b"".join(out)
 
     def __iter__(self) -> Iterator[bytes]:
         while piece := self.read():
@@ -83,7 +96,10 @@ class Upload:
         try:
             for piece in pieces:
                 if piece:
-                    self._buffer += self._payload.feed(piece)
+                    plain = bytes(self._payload.feed(piece))
+                    if plain:
+                        self._pieces.append(plain)
+                        self._held += len(plain)
                 else:
                     self._payload.finish()
                     self._ended = True

@@ -375,14 +375,24 @@ def _sealed(header: bytes, dek: bytes, chunks: Iterable[bytes]) -> Iterator[byte
     bound = hashlib.sha384(header).digest()
     yield header
     index = 0
+    whole = b""  # a chunk that is exactly a segment waits as it is: whether it is the last one shows later
     buffer = bytearray()
     for chunk in chunks:
+        if not chunk:
+            continue
+        if whole:
+            yield key.encrypt(_nonce(index, False), whole, bound)
+            index += 1
+            whole = b""
+        if not buffer and len(chunk) == SEGMENT_BYTES:
+            whole = bytes(chunk)
+            continue
         buffer += chunk
         while len(buffer) > SEGMENT_BYTES:
             yield key.encrypt(_nonce(index, False), bytes(memoryview(buffer)[:SEGMENT_BYTES]), bound)
             del buffer[:SEGMENT_BYTES]
             index += 1
-    yield key.encrypt(_nonce(index, True), bytes(buffer), bound)
+    yield key.encrypt(_nonce(index, True), whole or buffer, bound)
 
 
 def _nonce(index: int, last: bool) -> bytes:
