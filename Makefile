@@ -3,10 +3,10 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-quantum docs clean
+.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-inference test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-inference bench-quantum docs new-service clean
 
 help: ## this text
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Use it
 quickstart: install system ## set up, train, approve, import and ask a model; leaves the enclave running
@@ -41,6 +41,11 @@ test-sagemaker-sdk: install system ## the SageMaker SDK v2 and v3, unmodified, u
 	@scripts/install-peers sagemaker3
 	@HONMARU_SAGEMAKER_SDK=1 $(BIN)/python -m pytest tests/conformance/test_real_hostnames.py
 
+test-inference: install system ## boto3's, Anthropic's, OpenAI's and LangChain's clients, over the embedded engine and llama.cpp's server
+	@PYTHON=$(PYTHON) scripts/install-peers bedrock-clients
+	@PYTHON=$(PYTHON) scripts/install-peers llama-cpp || echo "llama-cpp-python does not build here: its tests are skipped"
+	@HONMARU_INFERENCE=1 $(BIN)/python -m pytest tests/inference
+
 check: install ## ruff, mypy --strict, import contracts, generated documents
 	@$(BIN)/ruff format --check src tests scripts benchmarks examples
 	@$(BIN)/ruff check src tests scripts benchmarks examples
@@ -55,6 +60,9 @@ format: install ## let ruff format and fix
 docs: install ## regenerate the generated documents
 	@$(BIN)/python scripts/coverage_table.py
 
+new-service: install ## lay down a service that answers: make new-service NAME=sqs (OPERATION=ListQueues)
+	@$(BIN)/python scripts/new_service.py "$(NAME)" $(if $(OPERATION),--operation "$(OPERATION)")
+
 ##@ Measure it
 bench: bench-ledger ## every benchmark
 
@@ -67,6 +75,10 @@ bench-gateway: install system ## the gateway beside moto_server: CPU a request, 
 
 bench-quantum: install-quantum system ## quantum tasks beside the bare simulator in the same run
 	@$(BIN)/python benchmarks/bench_quantum.py
+
+bench-inference: install system ## the gateway beside LiteLLM's proxy, and the embedded engine beside the bare one and transformers
+	@PYTHON=$(PYTHON) scripts/install-peers inference
+	@$(BIN)/python benchmarks/bench_inference.py
 
 ##@ Tidy up
 clean: ## remove the environment and caches (never an enclave's data)
