@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
         "OPENAI_BASE_URL": f"{endpoint}/openai/v1",
         "OPENAI_API_KEY": credentials["bearer_token"],
         "ANTHROPIC_BASE_URL": endpoint,
+        "ANTHROPIC_BEDROCK_MANTLE_BASE_URL": f"{endpoint}/anthropic",
         "ANTHROPIC_API_KEY": credentials["bearer_token"],
         "HONMARU_LABEL": credentials["label"],
     }

@@ -3,7 +3,8 @@ translates a request into members of one operation; from there on the pipeline d
 
 Invariants:
 - A dialect has no operation of its own: IAM, labels and ledger see the translated operation and nothing else.
-- Callers present a bearer key, bound to user and label; nothing of a body is read for an unknown one.
+- Callers present a bearer key, bound to user and label, or sign for the dialect's own name (`signed_as`); nothing of
+  a body is read for an unknown one.
 - What is asked for and cannot be done is refused, naming parameter and model; nothing is dropped silently but members
   that change neither the answer nor what is kept of it.
 
@@ -27,6 +28,7 @@ from honmaru.api.plans import Answer
 from honmaru.core import errors
 from honmaru.core.errors import NotFound, ValidationFault
 from honmaru.core.members import Unsupported
+from honmaru.gateway.aws import signatures
 from honmaru.gateway.aws.faults import code_and_status, message_of
 from honmaru.gateway.aws.signatures import SignatureFault, bearer_token
 from honmaru.gateway.exchange import Exchange
@@ -95,15 +97,18 @@ class Dialect:
     dialect: ClassVar[str]
     endpoints: ClassVar[Sequence[Endpoint]]
     request_id_header: ClassVar[bytes]
+    signed_as: ClassVar[str | None] = None
+    """The service that signatures name in their scope, where AWS has one for the dialect."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
+        self._keys = signatures.SigningKeys()
 
     def owns(self, exchange: Exchange) -> bool:
-        """True for an unsigned request to a path of this dialect."""
-        return not _signed(exchange) and self.is_path(
-            exchange.raw_path, {name for name, _ in exchange.scope["headers"]}
-        )
+        """True for a request to a path of this dialect that is not signed, or signed for the dialect."""
+        if not self.is_path(exchange.raw_path, {name for name, _ in exchange.scope["headers"]}):
+            return False
+        return not _signed(exchange) or (self.signed_as is not None and _signed_for(exchange, self.signed_as))
 
     def is_path(self, path: str, headers: Iterable[bytes]) -> bool:
         """Whether a path, with headers of these names, is this dialect's."""
@@ -119,6 +124,8 @@ class Dialect:
         exchange.protocol = "rest-json"  # in whose words the ledger names errors
         read_headers(exchange)
         read_query(exchange)
+        if bearer_token(exchange.headers) is None:
+            exchange.claim = signatures.read_claim(exchange.headers, exchange.query)
         for endpoint in self.endpoints:
             match = endpoint.path.fullmatch(exchange.raw_path)
             if match is not None and endpoint.method == exchange.method:
@@ -130,7 +137,17 @@ class Dialect:
         exchange.routing_fault = NotFound(f"There is no {exchange.method} {exchange.raw_path[:256]} here")
 
     def claim(self, exchange: Exchange) -> None:
-        """The caller's session. Raises AuthenticationFailed."""
+        """The caller's session; of a signed request, the one to be verified. Raises AuthenticationFailed."""
+        claim = exchange.claim
+        if claim is not None:
+            pipeline = self._pipeline
+            signatures.check_claim(
+                claim, now=exchange.at, regions=frozenset({pipeline.region}), headers=exchange.headers
+            )
+            credential = pipeline.identity.credential(claim.access_key_id, claim.token)
+            exchange.signing_key = self._keys.key(credential.secret_access_key, claim.date, claim.region, claim.service)
+            exchange.candidate = credential.session
+            return
         given = {bearer_token(exchange.headers), exchange.headers.get("x-api-key")} - {None}
         if len(given) != 1:
             reason = "malformed" if given else "missing"
@@ -145,7 +162,19 @@ class Dialect:
         await read_body(exchange, limits.invoke_bytes, limits.body_s)
 
     def verify(self, exchange: Exchange) -> None:
-        """A bearer key signs nothing."""
+        """The signature over the body's hash; a bearer key signs nothing. Raises AuthenticationFailed."""
+        if exchange.claim is None or exchange.candidate is None:
+            return
+        signatures.verify(
+            exchange.claim,
+            exchange.signing_key,
+            method=exchange.method,
+            raw_path=exchange.raw_path,
+            raw_query=exchange.raw_query,
+            headers=exchange.headers,
+            payload_hash=(exchange.request_digest or "").removeprefix("sha256:"),
+        )
+        exchange.session = presented(exchange, exchange.candidate)
 
     def parse(self, exchange: Exchange) -> None:
         """The operation and its members. Raises ValidationFault, NotFound."""
@@ -222,6 +251,12 @@ def _signed(exchange: Exchange) -> bool:
     if "X-Amz-" in exchange.raw_query or "AWSAccessKeyId" in exchange.raw_query:
         return True
     return any(name == b"authorization" and value[:3].upper() == b"AWS" for name, value in exchange.scope["headers"])
+
+
+def _signed_for(exchange: Exchange, service: str) -> bool:
+    """Whether the scope of the Authorization header names a service. It is verified later, as every signature is."""
+    scope = f"/{service}/aws4_request".encode()
+    return any(name == b"authorization" and scope in value for name, value in exchange.scope["headers"])
 
 
 # What dialects say alike: their lists of models are of those declared and of those imported or customised

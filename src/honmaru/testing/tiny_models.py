@@ -39,3 +39,23 @@ def tiny_llama(directory: Path, *, architecture: str = "LlamaForCausalLM", conte
     model.save_pretrained(str(directory))
     save_tokenizer(tokenizer, directory, context)
     return directory
+
+
+def tiny_bert(directory: Path, *, context: int = 128) -> Path:
+    """Write a tiny encoder with random weights (seeded), as sentence embeddings come, and return its directory."""
+    import torch
+    import transformers
+
+    from honmaru.workloads.language_model.tokenizer import PAD, save_tokenizer, train_tokenizer
+
+    directory.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer([_TEXT], 400, 1)
+    torch.manual_seed(7)
+    configuration = transformers.BertConfig(
+        vocab_size=tokenizer.get_vocab_size(), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, max_position_embeddings=context, pad_token_id=tokenizer.token_to_id(PAD),
+        initializer_range=0.4,
+    )  # fmt: skip
+    transformers.BertModel(configuration, add_pooling_layer=False).save_pretrained(str(directory))
+    save_tokenizer(tokenizer, directory, context)
+    return directory

@@ -72,6 +72,7 @@ class AnthropicWire(Dialect):
 
     dialect = "anthropic"
     request_id_header = b"request-id"
+    signed_as = "bedrock-mantle"
     endpoints = (
         Endpoint("POST", re.compile(f"{_ROOT}/messages"), "bedrock-runtime", "Converse", messages.message),
         Endpoint(
