@@ -674,6 +674,19 @@ def test_multipart_checksums(client: Client, algorithm: str, kind: str | None) -
         assert done[name] == full[algorithm] and done["ChecksumType"] == "FULL_OBJECT"
 
 
+def test_a_part_is_read_back_with_its_own_checksum(client: Client) -> None:
+    upload = begin(client, ChecksumAlgorithm="SHA256")
+    listed = parts(client, upload, b"a" * (5 * MIB), b"tail")
+    finish(client, upload, listed)
+    got = client("GetObject", Bucket="bucket", Key="k", PartNumber=2, ChecksumMode="ENABLED")
+    assert b"".join(got["Body"]) == b"tail" and got["ContentRange"] == f"bytes {5 * MIB}-{5 * MIB + 3}/{5 * MIB + 4}"
+    assert got["ChecksumSHA256"] == base64.b64encode(hashlib.sha256(b"tail").digest()).decode()
+    client.put("empty")
+    got = client("GetObject", Bucket="bucket", Key="empty", PartNumber=1)
+    assert "ContentRange" not in got and client.last is not None and client.last.status is None
+    refused("InvalidPartNumber", lambda: client("HeadObject", Bucket="bucket", Key="k", PartNumber=3))
+
+
 def test_a_parts_own_checksum_is_verified_and_answered_beside_the_uploads(client: Client) -> None:
     upload = begin(client)
     stated = base64.b64encode(zlib.crc32(b"x").to_bytes(4, "big")).decode()

@@ -193,13 +193,16 @@ def _describe(
         answer["Expires"] = _expires(body["headers"]["Expires"])
     if body["tags"]:
         answer["TagCount"] = len(body["tags"])
-    if ranged:
+    checking = request.get("ChecksumMode") == "ENABLED"
+    if ranged and end > start:
         answer["ContentRange"] = f"bytes {start}-{end - 1}/{body['size']}"
         call.status = 206
-    elif request.get("ChecksumMode") == "ENABLED":
+    elif checking:
         answer |= _checksum_members(body)
     if request.get("PartNumber") is not None and "layout" in body:
         answer["PartsCount"] = int(body["etag"].rpartition("-")[2])
+        if checking and body["checksum"]["type"] == checksums.COMPOSITE:
+            answer |= _part_checksum(call, record, request["PartNumber"])
     for member, target in _OVERRIDES.items():
         if request.get(member) is not None:
             answer[target] = request[member]
@@ -411,6 +414,14 @@ def _object_parts(call: Call, request: Mapping[str, Any], record: Record) -> dic
 def modified(record: Record) -> datetime:
     """When the object's content was written (tags written later do not count)."""
     return datetime.fromisoformat(record.body["modified"])
+
+
+def _part_checksum(call: Call, record: Record, number: int) -> dict[str, str]:
+    """The checksum of one part; nothing when the object was replaced since its record was read."""
+    layout = call.records.get("layout", record.body["layout"])
+    parts = [] if layout is None else layout.body["parts"]
+    name = checksums.member(record.body["checksum"]["algorithm"])
+    return {name: part["checksum"] for part in parts if part["number"] == number}
 
 
 def _checksum_members(body: Mapping[str, Any]) -> dict[str, str]:
