@@ -419,9 +419,8 @@ def modified(record: Record) -> datetime:
 def _part_checksum(call: Call, record: Record, number: int) -> dict[str, str]:
     """The checksum of one part; nothing when the object was replaced since its record was read."""
     layout = call.records.get("layout", record.body["layout"])
-    parts = [] if layout is None else layout.body["parts"]
-    name = checksums.member(record.body["checksum"]["algorithm"])
-    return {name: part["checksum"] for part in parts if part["number"] == number}
+    found = next((part for part in layout.body["parts"] if part["number"] == number), None) if layout else None
+    return {checksums.member(record.body["checksum"]["algorithm"]): found["checksum"]} if found else {}
 
 
 def _checksum_members(body: Mapping[str, Any]) -> dict[str, str]:
