@@ -157,7 +157,8 @@ class Gateway:
             signed = False
             for name, value in exchange.scope["headers"]:
                 if name == b"authorization":
-                    signed = value[:4] == b"AWS4"
+                    # Anthropic's dialect is signed for a service of its own
+                    signed = value[:4] == b"AWS4" and b"/bedrock-mantle/" not in value
                 elif name == b"content-type" and value[:9].lower() == b"multipart":
                     signed = False
                     break
