@@ -115,6 +115,8 @@ class SignIn(Part):
         accounts = dict.fromkeys(self._account_of(link) for link in session.chain)
         # A chain through several accounts is checked for each of them: a change in any makes its directory forget.
         for account in accounts or (session.account,):
+            if not self.organization.known(account):
+                raise unknown()
             self.directories.of(account).cached(key, lambda: self._checked(session))
         return opened
 
