@@ -20,15 +20,41 @@ from honmaru.gateway.workers import Landed, Workers
 # Turns
 
 
+def still() -> float:
+    return 0.0
+
+
 def test_whoever_comes_while_one_floods_finds_a_turn() -> None:
-    turns = Turns(4, 3, 100)
-    assert [turns.try_take("flood") for _ in range(5)] == [True, True, True, False, False]
+    turns = Turns(4, 2, 100, still)
     assert turns.try_take("other")
+    turns.give_back("other")
+    assert [turns.try_take("flood") for _ in range(4)] == [True, True, False, False]
+    assert turns.try_take("other")
+
+
+def test_a_holder_has_all_turns_while_nobody_else_asks() -> None:
+    time = [0.0]
+    turns = Turns(4, 2, 100, lambda: time[0])
+    assert turns.try_take("other")
+    turns.give_back("other")
+    time[0] = 1.1
+    assert [turns.try_take("alone") for _ in range(5)] == [True, True, True, True, False]
+    assert not turns.try_take("other")  # it waits for the next one,
+    for _ in range(3):
+        turns.give_back("alone")
+    assert turns.try_take("other")
+    assert turns.try_take("alone") and not turns.try_take("alone")  # and from then on they share
+    assert [turns.try_take(None) for _ in range(2)] == [True, False]
+
+
+def test_strangers_share_one_share_even_alone() -> None:
+    turns = Turns(4, 2, 100, still)
+    assert [turns.try_take(None) for _ in range(3)] == [True, True, False]
 
 
 def test_waiting_holders_are_served_in_rotation_and_each_in_order() -> None:
     async def scene() -> list[str]:
-        turns, served = Turns(1, 1, 100), []
+        turns, served = Turns(1, 1, 100, still), []
 
         async def ask(holder: str, number: int) -> None:
             await turns.take(holder)
@@ -50,7 +76,7 @@ def test_waiting_holders_are_served_in_rotation_and_each_in_order() -> None:
 
 def test_too_many_who_wait_are_refused_one_holder_at_half() -> None:
     async def scene() -> None:
-        turns = Turns(1, 1, 4)
+        turns = Turns(1, 1, 4, still)
         await turns.take("a")
         waiting = [asyncio.ensure_future(turns.take("a")) for _ in range(2)]
         await asyncio.sleep(0)
@@ -76,7 +102,7 @@ def test_too_many_who_wait_are_refused_one_holder_at_half() -> None:
 @given(st.data())
 def test_no_turn_is_lost_or_made_whatever_is_cancelled(data: st.DataObject) -> None:
     async def scene() -> None:
-        turns = Turns(3, 2, 1000)
+        turns = Turns(3, 2, 1000, still)
         running, most = 0, 0
 
         async def ask(holder: str) -> None:

@@ -32,8 +32,8 @@ class Limits:
     """Beyond it idle ones make place (`connections`)."""
     workers: int = 16
     """Requests that are worked on at once, and threads that run operations; streamed uploads have their own."""
-    workers_each: int = 12
-    """Of these, for one person at one label: so one more caller always finds a turn."""
+    workers_each: int = 4
+    """Of these, for one person at one label while others ask too: so one more caller finds a turn, and a quick one."""
     queued: int = 1024
     """Requests that wait for their turn, half of them of one person, beyond which they are refused as throttled."""
     principal_requests_s: float = 5_000.0

@@ -126,7 +126,7 @@ class Pipeline:
         self.region = region
         self.limits = limits
         self._workers = Workers(limits.workers, "operation")
-        self._turns = Turns(limits.workers, min(limits.workers, limits.workers_each), limits.queued)
+        self._turns = Turns(limits.workers, limits.workers_each, limits.queued, clock.monotonic)
         self._principal_rates = Rates(limits.principal_requests_s, limits.principal_requests_s * limits.burst_s)
         self._account_rates = Rates(limits.account_requests_s, limits.account_requests_s * limits.burst_s)
         self._prompt_reads = prompt_reads

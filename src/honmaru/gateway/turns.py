@@ -1,8 +1,10 @@
 """Turns: how many requests are worked on at once, and whose is next.
 
 Invariants:
-- At most `limit` turns are taken, at most `each` of them by one holder: whoever comes while one holder floods finds
-  a turn free, or gets the next one.
+- At most `limit` turns are taken. One holder may have all of them while nobody else was seen for a second, and `each`
+  of them otherwise: whoever comes while one holder floods finds a turn free, or gets the next one, and little else
+  is being done meanwhile.
+- Requests that nobody vouches for (holder None) never have more than `each` together.
 - Holders that wait are served in rotation, their own requests in order.
 - At most `queued` requests wait, at most half of them of one holder; beyond it they are refused as throttled.
 - A turn is given back however its block ends.
@@ -15,16 +17,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from honmaru.core.errors import Throttled
+
+_RECENT_S = 1.0
 
 
 class Turns:
     """See the module."""
 
-    def __init__(self, limit: int, each: int, queued: int) -> None:
-        self._limit, self._each, self._queued = limit, each, queued
+    def __init__(self, limit: int, each: int, queued: int, now: Callable[[], float]) -> None:
+        self._limit, self._each, self._queued, self._now = limit, min(each, limit), queued, now
+        self._seen: dict[Hashable, float] = {}
+        """Holders of the last second, the one seen longest ago first."""
         self._taken = 0
         self._waiting_count = 0
         self._held: dict[Hashable, int] = {}
@@ -33,9 +39,15 @@ class Turns:
 
     def try_take(self, holder: Hashable) -> bool:
         """Takes a turn if one is free for the holder now."""
+        now = self._now()
+        seen = self._seen
+        seen.pop(holder, None)
+        seen[holder] = now
+        while (first := next(iter(seen))) is not holder and seen[first] < now - _RECENT_S:
+            del seen[first]
         held = self._held.get(holder, 0)
         # Others that wait while a turn is free have all that they may have.
-        if self._taken >= self._limit or held >= self._each or holder in self._waiting:
+        if self._taken >= self._limit or held >= self._share(holder) or holder in self._waiting:
             return False
         self._taken += 1
         self._held[holder] = held + 1
@@ -72,10 +84,13 @@ class Turns:
         while self._waiting and self._taken < self._limit and self._hand_on():
             pass
 
+    def _share(self, holder: Hashable) -> int:
+        return self._each if len(self._seen) > 1 or holder is None else self._limit
+
     def _hand_on(self) -> bool:
         for holder, waiting in self._waiting.items():
             held = self._held.get(holder, 0)
-            if held >= self._each:
+            if held >= self._share(holder):
                 continue
             future = waiting.popleft()
             self._waiting_count -= 1
