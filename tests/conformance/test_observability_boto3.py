@@ -184,3 +184,117 @@ def test_an_alarm_goes_off_and_keeps_its_history(enclave: LiveEnclave) -> None:
         low.set_alarm_state(AlarmName="hot", StateValue="OK", StateReason="by hand")
     assert code_of(unknown) == "ResourceNotFound"
     high.delete_alarms(AlarmNames=["hot"])
+
+
+def test_environments_appear_as_repositories_beside_ones_own(enclave: LiveEnclave) -> None:
+    low, high = client(enclave, "ecr", LOW), client(enclave, "ecr", HIGH)
+    names = [each["repositoryName"] for each in low.describe_repositories()["repositories"]]
+    assert {"pytorch", "honmaru-lm", "serve"} <= set(names)
+    (listed,) = low.list_images(repositoryName="pytorch")["imageIds"]
+    (image,) = low.batch_get_image(repositoryName="pytorch", imageIds=[{"imageTag": "latest"}])["images"]
+    assert image["imageId"]["imageDigest"] == listed["imageDigest"]
+    manifest = json.loads(image["imageManifest"])
+    assert manifest["annotations"]["org.opencontainers.image.title"] == "pytorch"
+    made = high.create_repository(repositoryName="team/secret", tags=[{"Key": "a", "Value": "b"}])["repository"]
+    assert made["repositoryUri"].endswith(".sc2s.sgov.gov/team/secret")
+    for operation in (low.list_images, low.delete_repository, low.get_repository_policy):
+        with pytest.raises(ClientError) as unknown:
+            operation(repositoryName="team/secret")
+        assert code_of(unknown) == "RepositoryNotFoundException"
+    assert "team/secret" not in [each["repositoryName"] for each in low.describe_repositories()["repositories"]]
+    statement = {"Effect": "Allow", "Principal": "*", "Action": "ecr:BatchGetImage"}
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    high.set_repository_policy(repositoryName="team/secret", policyText=policy)
+    assert json.loads(high.get_repository_policy(repositoryName="team/secret")["policyText"]) == json.loads(policy)
+    assert high.list_tags_for_resource(resourceArn=made["repositoryArn"])["tags"] == [{"Key": "a", "Value": "b"}]
+    with pytest.raises(ClientError) as unpushed:
+        high.initiate_layer_upload(repositoryName="team/secret")
+    assert unpushed.value.response["ResponseMetadata"]["HTTPStatusCode"] == 501
+    with pytest.raises(ClientError) as fixed:
+        low.delete_repository(repositoryName="pytorch")
+    assert code_of(fixed) == "InvalidParameterException"
+    high.delete_repository(repositoryName="team/secret")
+
+
+def test_tags_of_every_service_and_nothing_of_what_is_above(enclave: LiveEnclave) -> None:
+    for label in (LOW, HIGH):
+        marks = label.split("//")[0].lower()
+        tags = {"level": marks, f"only-{marks}": "x"}
+        client(enclave, "logs", label).create_log_group(logGroupName=f"/tagged/{marks}", tags=tags)
+        plain = [{"Key": key, "Value": value} for key, value in tags.items()]
+        client(enclave, "ecr", label).create_repository(repositoryName=f"tagged/{marks}", tags=plain)
+        s3 = client(enclave, "s3", label)
+        bucket = f"tagged-{marks}"
+        s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": enclave.region})
+    low, high = (client(enclave, "resourcegroupstaggingapi", label) for label in (LOW, HIGH))
+    bucket_arn = "arn:aws-iso-b:s3:::tagged-unclassified"
+    missing = f"arn:aws-iso-b:logs:{enclave.region}:{enclave.account}:log-group:/tagged/secret"
+    answer = low.tag_resources(ResourceARNList=[bucket_arn, missing, "arn:x"], Tags={"level": "unclassified"})
+    assert sorted(answer["FailedResourcesMap"]) == sorted([missing, "arn:x"])
+    pages = low.get_paginator("get_resources").paginate(TagFilters=[{"Key": "level"}], ResourcesPerPage=2)
+    found = [each["ResourceARN"] for page in pages for each in page["ResourceTagMappingList"]]
+    assert found == sorted(found)
+    assert [arn.split(":", 5)[2] for arn in found] == ["ecr", "logs", "s3"]
+    assert "only-secret" not in low.get_tag_keys()["TagKeys"]
+    assert low.get_tag_values(Key="level")["TagValues"] == ["unclassified"]
+    assert high.get_tag_values(Key="level")["TagValues"] == ["secret", "unclassified"]
+    typed = high.get_resources(TagFilters=[{"Key": "level", "Values": ["secret"]}], ResourceTypeFilters=["logs"])
+    assert [each["ResourceARN"] for each in typed["ResourceTagMappingList"]] == [missing]
+    assert high.untag_resources(ResourceARNList=[missing], TagKeys=["level"])["FailedResourcesMap"] == {}
+    below = high.untag_resources(ResourceARNList=[bucket_arn], TagKeys=["level"])["FailedResourcesMap"]
+    assert below[bucket_arn]["StatusCode"] == 403
+    assert low.untag_resources(ResourceARNList=[bucket_arn], TagKeys=["level"])["FailedResourcesMap"] == {}
+
+
+def test_quotas_are_the_true_ones_and_requests_are_kept_for_an_administrator(enclave: LiveEnclave) -> None:
+    low, high = client(enclave, "service-quotas", LOW), client(enclave, "service-quotas", HIGH)
+    services = [each["ServiceCode"] for each in low.list_services()["Services"]]
+    assert {"logs", "sagemaker", "s3"} <= set(services)
+    quotas = {each["QuotaName"]: each for each in low.list_service_quotas(ServiceCode="cloudtrail")["Quotas"]}
+    assert quotas["Trails"]["Value"] == 5.0
+    jobs = next(q for q in low.list_service_quotas(ServiceCode="sagemaker")["Quotas"] if "at once" in q["QuotaName"])
+    asked = {"ServiceCode": "sagemaker", "QuotaCode": jobs["QuotaCode"]}
+    with pytest.raises(ClientError) as lower:
+        high.request_service_quota_increase(**asked, DesiredValue=jobs["Value"])
+    assert code_of(lower) == "IllegalArgumentException"
+    made = high.request_service_quota_increase(**asked, DesiredValue=jobs["Value"] + 1)["RequestedQuota"]
+    assert made["Status"] == "PENDING"
+    with pytest.raises(ClientError) as twice:
+        high.request_service_quota_increase(**asked, DesiredValue=jobs["Value"] + 2)
+    assert code_of(twice) == "ResourceAlreadyExistsException"
+    assert high.get_service_quota(**asked)["Quota"]["Value"] == jobs["Value"]
+    assert low.list_requested_service_quota_change_history()["RequestedQuotas"] == []
+    with pytest.raises(ClientError) as unknown:
+        low.get_requested_service_quota_change(RequestId=made["Id"])
+    assert code_of(unknown) == "NoSuchResourceException"
+    (kept,) = high.list_requested_service_quota_change_history_by_quota(**asked)["RequestedQuotas"]
+    assert kept["Id"] == made["Id"]
+
+
+def test_a_trail_through_boto3(enclave: LiveEnclave) -> None:
+    low, high = client(enclave, "cloudtrail", LOW), client(enclave, "cloudtrail", HIGH)
+    s3 = client(enclave, "s3", HIGH)
+    s3.create_bucket(Bucket="trail-logs", CreateBucketConfiguration={"LocationConstraint": enclave.region})
+    with pytest.raises(ClientError) as closed:
+        high.create_trail(Name="trail", S3BucketName="trail-logs")
+    assert code_of(closed) == "InsufficientS3BucketPolicyException"
+    statement = {
+        "Effect": "Allow",
+        "Principal": {"Service": "cloudtrail.amazonaws.com"},
+        "Action": "s3:PutObject",
+        "Resource": f"arn:aws-iso-b:s3:::trail-logs/AWSLogs/{enclave.account}/*",
+        "Condition": {"StringEquals": {"aws:SourceAccount": enclave.account}},
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    s3.put_bucket_policy(Bucket="trail-logs", Policy=policy)
+    made = high.create_trail(Name="trail", S3BucketName="trail-logs", EnableLogFileValidation=True)
+    high.start_logging(Name=made["TrailARN"])
+    assert high.get_trail_status(Name="trail")["IsLogging"]
+    assert high.describe_trails()["trailList"][0]["LogFileValidationEnabled"]
+    assert low.describe_trails()["trailList"] == []
+    with pytest.raises(ClientError) as unknown:
+        low.get_trail_status(Name="trail")
+    assert code_of(unknown) == "TrailNotFoundException"
+    assert len(low.list_public_keys()["PublicKeyList"][0]["Value"]) == 2592
+    high.stop_logging(Name="trail")
+    high.delete_trail(Name="trail")

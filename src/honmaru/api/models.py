@@ -34,11 +34,14 @@ SERVICES = (
     "braket",
     "cloudtrail",
     "cloudwatch",
+    "ecr",
     "iam",
     "kms",
     "logs",
+    "resourcegroupstaggingapi",
     "s3",
     "sagemaker",
+    "service-quotas",
     "sts",
 )
 """The services this enclave carries, by botocore's name. Another service costs one line here and its package."""

@@ -22,9 +22,11 @@ from honmaru.app.background import Background, Step
 from honmaru.app.issuer_keys import LocalIssuerKeys
 from honmaru.app.operator import OperatorServer
 from honmaru.app.quantum import Quantum, quantum_environment
+from honmaru.app.quotas import NAMES, quotas
 from honmaru.app.runtime import SystemClock, SystemIds
 from honmaru.app.service_deliveries import ServiceDeliveries
 from honmaru.app.settings import DEFAULT_REGION, Settings
+from honmaru.app.tag_sources import tag_sources
 from honmaru.core.errors import ConfigurationFault, HonmaruError
 from honmaru.core.partitions import partition_of
 from honmaru.deployments import Engines, ModelServers
@@ -36,6 +38,7 @@ from honmaru.jobs.instances import Capacity
 from honmaru.jobs.model_import import ModelImport
 from honmaru.jobs.supervisor import Supervisor
 from honmaru.jobs.training import Training
+from honmaru.security.calls import Provider
 from honmaru.security.crypto.certificates import LOOPBACK_NAMES, ServerTls, ensure_server_tls
 from honmaru.security.crypto.keyring import Keyring
 from honmaru.security.crypto.secret_files import private_directory
@@ -51,12 +54,14 @@ from honmaru.services.cloudtrail import delivery as trail_delivery
 from honmaru.services.cloudwatch import CloudWatch, MetricStore
 from honmaru.services.cloudwatch import store as metric_store
 from honmaru.services.cloudwatch import watching as alarm_watch
+from honmaru.services.ecr import Ecr
 from honmaru.services.iam import Iam
 from honmaru.services.kms import Custodian, Kms, KmsKeys
 from honmaru.services.kms import Vault as KeyVault
 from honmaru.services.kms.custodian import INTERVAL_S as CUSTODY_EVERY_S
 from honmaru.services.logs import Logs, LogStore
 from honmaru.services.logs import retention as log_retention
+from honmaru.services.resource_tagging import ResourceTagging
 from honmaru.services.s3 import lifecycle_runner
 from honmaru.services.s3.access import S3Buckets
 from honmaru.services.s3.bucket import BucketCommits
@@ -64,6 +69,7 @@ from honmaru.services.s3.cors import CrossOrigin
 from honmaru.services.s3.lifecycle_runner import LifecycleRunner
 from honmaru.services.s3.provider import S3
 from honmaru.services.sagemaker import SageMaker
+from honmaru.services.service_quotas import ServiceQuotas
 from honmaru.services.sts import Sts
 from honmaru.stores.blobs_obstore import ObstoreBlobStore
 from honmaru.stores.records_sql import SqlRecordStore
@@ -152,7 +158,8 @@ class Enclave:
             idle_s=settings.model_idle_s,
         )
         wake = self.supervisor.wake
-        self.providers = (
+        self.limits = Limits()
+        carried: tuple[Provider, ...] = (
             Kms(key_vault),
             Sts(self.identity),
             Iam(self.identity),
@@ -161,10 +168,13 @@ class Enclave:
             Logs(logs, self.clock),
             CloudTrail(self.ledger, trail_bucket),
             CloudWatch(metrics),
+            Ecr(self.environments),
+            ServiceQuotas(NAMES, quotas(self.limits, training_jobs=training.running, cores=capacity.cores)),
             Bedrock(self.identity, wake, self.model_servers, self.ids, self.engines),
             BedrockRuntime(self.model_servers, self.clock, self.engines),
             self.quantum.provider(wake),
         )
+        self.providers = (*carried, ResourceTagging(tag_sources(carried)))
         place = {"partition": self.partition.name, "region": self.region}
         expiry = log_retention.Retention(self.guard, logs, self.clock, **place)
         lifecycle = LifecycleRunner(

@@ -27,6 +27,8 @@ _IMAGE = re.compile(
     re.IGNORECASE,
 )
 
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+
 _BUILT_IN = (
     ("pytorch", "honmaru.workloads.script", "Script mode: runs your SageMaker PyTorch script unmodified."),
     ("honmaru-lm", "honmaru.workloads.language_model", "Pretrains a Llama-architecture language model on UTF-8 text."),
@@ -79,7 +81,8 @@ class Environments:
                 f"image {image!r} names no environment of this enclave: nothing is ever pulled. "
                 f"Known environments: {', '.join(sorted(self._known))}"
             )
-        if match["digest"] and match["digest"] != self._known[name].digest:
+        known = self._known[name]
+        if match["digest"] and match["digest"] not in (known.digest, image_digest(known)):
             raise ValidationFault(f"image {image!r} names a digest that is not the one of environment {name!r}")
         return self._known[name]
 
@@ -101,6 +104,38 @@ class Environments:
         partial = self._file.with_suffix(".partial")
         partial.write_text(json.dumps(stored, indent=2) + "\n")
         partial.replace(self._file)
+
+
+def image_manifest(environment: Environment) -> bytes:
+    """An environment as registries describe images: an OCI image manifest without layers, the same for the same
+    content. What is installed is named by its digest in an annotation; nothing of it can be pulled.
+
+    Source: OCI image specification 1.1, "Guidelines for Artifact Usage".
+    """
+    empty = {
+        "mediaType": "application/vnd.oci.empty.v1+json",
+        "digest": f"sha256:{hashlib.sha256(b'{}').hexdigest()}",
+        "size": 2,
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "artifactType": "application/vnd.honmaru.environment.v1",
+        "config": empty,
+        "layers": [empty],
+        "annotations": {
+            "org.opencontainers.image.title": environment.name,
+            "org.opencontainers.image.description": environment.description,
+            "honmaru.environment.digest": environment.digest,
+            "honmaru.environment.entry": environment.entry_module,
+        },
+    }
+    return json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+
+
+def image_digest(environment: Environment) -> str:
+    """What registries call the environment's image: `sha256:` of its manifest."""
+    return f"sha256:{hashlib.sha256(image_manifest(environment)).hexdigest()}"
 
 
 def installed_digest(prefix: Path) -> str:

@@ -130,7 +130,7 @@ def upload_part_copy(call: Call, request: Mapping[str, Any], commits: buckets.Bu
 def _keep(
     call: Call, upload: Record, number: int, intake: checksums.Intake, commits: buckets.BucketCommits
 ) -> dict[str, Any]:
-    if not 1 <= number <= _MAX_PARTS:
+    if not 1 <= number <= MAX_PARTS:
         raise ValidationFault("Part number must be an integer between 1 and 10000, inclusive", code="InvalidArgument")
     ref = call.blobs.write(intake, sse.for_read(call, commits.keys, upload.body["object"]))
     body = {

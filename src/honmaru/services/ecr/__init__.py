@@ -1,0 +1,5 @@
+"""Amazon Elastic Container Registry."""
+
+from honmaru.services.ecr.provider import Ecr
+
+__all__ = ["Ecr"]
