@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from honmaru.api.models import SERVICES
-from honmaru.app import run_files
+from honmaru.app import process, run_files
 from honmaru.app.background import Background, Step
 from honmaru.app.issuer_keys import LocalIssuerKeys
 from honmaru.app.operator import OperatorServer
@@ -158,7 +158,9 @@ class Enclave:
             idle_s=settings.model_idle_s,
         )
         wake = self.supervisor.wake
-        self.limits = Limits()
+        self.limits = Limits(
+            principal_requests_s=settings.principal_requests_s, account_requests_s=settings.account_requests_s
+        )
         carried: tuple[Provider, ...] = (
             Kms(key_vault),
             Sts(self.identity),
@@ -346,8 +348,10 @@ def run_enclave(settings: Settings, announce: Callable[[dict[str, Any]], None]) 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings.data.chmod(0o700)
+    process.make_room()
     with run_files.take_lock(settings.data):
         enclave = Enclave(settings)
+        process.settle()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: enclave.stopping.set())
         enclave.run(announce)

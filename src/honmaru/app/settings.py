@@ -31,6 +31,10 @@ class Settings:
     database: str | None = None
     blobs: str | None = None
     model_idle_s: float = 600.0
+    principal_requests_s: float = 5_000.0
+    """Requests of one person at one label in a second, beyond which they are throttled; 0 for no limit."""
+    account_requests_s: float = 20_000.0
+    """As above, of one account at one label."""
     real_hostnames: bool = False
     """Serve AWS's own host names of the region under the private CA, for clients that hard-code them."""
 
@@ -46,6 +50,8 @@ class Settings:
             problems.append(f"host {self.host} is not a loopback address; use 127.0.0.1")
         if self.real_hostnames and self.http:
             problems.append("--real-hostnames needs TLS, for clients ask AWS's names over https: leave out --http")
+        if min(self.principal_requests_s, self.account_requests_s) < 0:
+            problems.append("a rate of requests is below 0; use 0 for no limit")
         if not 0 <= self.port <= 65535:
             problems.append(f"port {self.port} is outside 0..65535")
         if self.data.exists() and not self.data.is_dir():

@@ -34,6 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--database", metavar="URL", help="postgresql://... (default: SQLite in the data directory)")
     parser.add_argument("--blobs", metavar="URL", help="object store URL (default: a directory in the data directory)")
     parser.add_argument("--model-idle", type=float, default=600.0, metavar="S", help="stop an idle model server after")
+    rate = {"type": float, "metavar": "N"}
+    parser.add_argument("--principal-rate", **rate, default=5000.0, help="requests/s of one person at one label")
+    parser.add_argument("--account-rate", **rate, default=20000.0, help="requests/s of one account at one label")
     parser.add_argument("--detach", action="store_true", help="run in the background; returns when it answers")
     parser.add_argument("--json", action="store_true", help="print one JSON object when it answers")
 
@@ -48,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
         database=args.database,
         blobs=args.blobs,
         model_idle_s=args.model_idle,
+        principal_requests_s=args.principal_rate,
+        account_requests_s=args.account_rate,
     )
     settings.check()
     if args.detach:
@@ -93,6 +98,8 @@ def _detach(settings: Settings, *, as_json: bool) -> int:
     settings.data.chmod(0o700)
     command = [sys.executable, "-m", "honmaru", "up", "--data", str(settings.data), "--port", str(settings.port)]
     command += ["--model-idle", str(settings.model_idle_s)]
+    command += ["--principal-rate", str(settings.principal_requests_s)]
+    command += ["--account-rate", str(settings.account_requests_s)]
     for flag, value in (("--region", settings.region), ("--database", settings.database), ("--blobs", settings.blobs)):
         command += [flag, value] if value else []
     command += ["--http"] if settings.http else []
