@@ -34,9 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--database", metavar="URL", help="postgresql://... (default: SQLite in the data directory)")
     parser.add_argument("--blobs", metavar="URL", help="object store URL (default: a directory in the data directory)")
     parser.add_argument("--model-idle", type=float, default=600.0, metavar="S", help="stop an idle model server after")
-    rate = {"type": float, "metavar": "N"}
-    parser.add_argument("--principal-rate", **rate, default=5000.0, help="requests/s of one person at one label")
-    parser.add_argument("--account-rate", **rate, default=20000.0, help="requests/s of one account at one label")
+    for holder, rate in (("principal", 5_000.0), ("account", 20_000.0)):
+        says = f"requests/s of one {holder} at one label (default {rate:,.0f}; 0 for no limit)"
+        parser.add_argument(f"--{holder}-rate", type=float, default=rate, metavar="N", help=says)
     parser.add_argument("--detach", action="store_true", help="run in the background; returns when it answers")
     parser.add_argument("--json", action="store_true", help="print one JSON object when it answers")
 
