@@ -61,7 +61,7 @@ from honmaru.services.kms import Vault as KeyVault
 from honmaru.services.kms.custodian import INTERVAL_S as CUSTODY_EVERY_S
 from honmaru.services.logs import Logs, LogStore
 from honmaru.services.logs import retention as log_retention
-from honmaru.services.resource_tagging import ResourceTagging
+from honmaru.services.resourcegroupstaggingapi import ResourceTagging
 from honmaru.services.s3 import lifecycle_runner
 from honmaru.services.s3.access import S3Buckets
 from honmaru.services.s3.bucket import BucketCommits

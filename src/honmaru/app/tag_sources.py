@@ -145,7 +145,7 @@ ROWS = (
 
 
 class ServiceTags:
-    """A `services.resource_tagging.TagSource` over one row and the provider of its service."""
+    """A `services.resourcegroupstaggingapi.TagSource` over one row and the provider of its service."""
 
     def __init__(self, row: Row, provider: Provider) -> None:
         self._row = row

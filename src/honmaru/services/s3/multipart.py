@@ -33,7 +33,7 @@ from honmaru.services.s3.requests import (
 )
 
 _MIN_PART = 5 << 20
-_MAX_PARTS = 10_000
+MAX_PARTS = 10_000
 _ATTEMPTS = 16
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from honmaru.core.errors import AccessDenied, HonmaruError, PlatformFault, ValidationFault
 from honmaru.security.calls import Call, Provider, Target
-from honmaru.services.resource_tagging.sources import TagSource
+from honmaru.services.resourcegroupstaggingapi.sources import TagSource
 
 Request = Mapping[str, Any]
 _PAGE = 100
