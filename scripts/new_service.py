@@ -154,7 +154,9 @@ class {name}(Provider):
     """The {title} service of one enclave."""
 
     service: ClassVar[str] = "{service}"
-    targets: ClassVar[Mapping[str, Target]] = {{"{operation}": Target("{action}")}}
+    targets: ClassVar[Mapping[str, Target]] = {{
+        "{operation}": Target("{action}"),
+    }}
 
     def {method}(self, call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
         return {resource}.list_all(call, request)
@@ -242,7 +244,8 @@ def test_what_is_not_written_says_so(served):
 
 PAGED = """    page = high.{method}({size}=1)
     assert page["{items}"] == [FIRST]
-    assert high.{method}({size}=1, {token_in}=page["{token_out}"])["{items}"] == [SECOND]
+    rest = high.{method}({size}=1, {token_in}=page["{token_out}"])
+    assert rest["{items}"] == [SECOND]
 """
 
 
