@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from honmaru.core.errors import Conflict, StoreUnavailable
-from honmaru.ports.records import Create, Delete, OutboxEntry, Row, Update
+from honmaru.ports.records import Absence, Create, Delete, OutboxEntry, Presence, Row, Update
 from honmaru.stores.records_sql import SqlRecordStore
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -241,6 +242,58 @@ def test_list_agrees_with_a_sorted_python_list(store: SqlRecordStore, data: st.D
     limit = data.draw(st.integers(1, 6))
     wanted = sorted(pair for pair in present if pair[0].startswith(prefix) and pair[0] > after)[:limit]
     assert names(store.list("1", "s3", kind, [LOW, HIGH], prefix=prefix, after=after, limit=limit)) == wanted
+
+
+def test_conditions_hold_or_nothing_is_changed(store: SqlRecordStore) -> None:
+    (bucket,) = store.apply([create("b", kind="bucket")])
+    none = Absence("1", "s3", "object", "b/", LOW)
+    store.apply([create("b/1")], conditions=[Presence(bucket)])
+    with pytest.raises(Conflict):
+        store.apply([Delete(bucket)], [OutboxEntry("1", LOW, b"{}")], conditions=[none])
+    assert store.get("1", "s3", "bucket", "b", [LOW]) == [bucket] and store.outbox() == []
+    (bucket,) = store.apply([Update(bucket, b"2", "State", NOW)])
+    store.apply([create("b/2")], conditions=[Presence(bucket)])
+    for other in (Absence("1", "s3", "object", "b/3", LOW), Absence("1", "s3", "object", "b/", HIGH)):
+        store.apply([], conditions=[other])
+    left = store.list("1", "s3", "object", [LOW])
+    store.apply([Delete(bucket), *(Delete(row) for row in left)], conditions=[none])
+    with pytest.raises(Conflict):
+        store.apply([create("b/3")], conditions=[Presence(bucket)])
+    assert store.list("1", "s3", "object", [LOW]) == []
+
+
+def test_of_a_deletion_and_a_creation_that_need_each_other_one_is_refused(store_url: str) -> None:
+    """Two stores over one database, as two processes have them: no object is left without its bucket."""
+    one, two = SqlRecordStore(store_url), SqlRecordStore(store_url)
+    for number in range(60):
+        (bucket,) = one.apply([create(f"b{number}", kind="bucket")])
+        start = threading.Barrier(2)
+        refused: list[str] = []
+
+        def attempt(name: str, work: Callable[[], object], start: Any = start, refused: Any = refused) -> None:
+            start.wait()
+            try:
+                work()
+            except Conflict:
+                refused.append(name)
+
+        none = Absence("1", "s3", "object", f"b{number}/", LOW)
+        jobs = {
+            "delete": lambda bucket=bucket, none=none: one.apply([Delete(bucket)], conditions=[none]),
+            "create": lambda bucket=bucket, number=number: two.apply(
+                [create(f"b{number}/k")], conditions=[Presence(bucket)]
+            ),
+        }
+        threads = [threading.Thread(target=attempt, args=job) for job in jobs.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        kept = bool(one.get("1", "s3", "bucket", f"b{number}", [LOW]))
+        assert refused == (["delete"] if kept else ["create"])
+        assert bool(one.get("1", "s3", "object", f"b{number}/k", [LOW])) == kept
+    one.close()
+    two.close()
 
 
 def test_a_database_that_cannot_be_opened_is_store_unavailable() -> None:

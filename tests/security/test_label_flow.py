@@ -272,7 +272,7 @@ def _write_down(patch: pytest.MonkeyPatch) -> None:
     """A session may change what it sees: a high session overwrites low records in place."""
     commit = Guard.commit
 
-    def down(self: Guard, who: Session, account: str, label: Any, service: str, changes: Sequence[Any]) -> Any:
+    def down(self: Guard, who: Session, account: str, label: Any, service: str, changes: Sequence[Any], *_: Any) -> Any:
         records = [change.record for change in changes if hasattr(change, "record")]
         return commit(self, who, account, records[0].label if records else label, service, changes)
 

@@ -6,6 +6,7 @@ knows nothing of dominance: it is told which labels to look at. Only the guard (
 Invariants, which the contract suite checks on every implementation:
 - `apply` is atomic: all changes and the outbox entries, or nothing.
 - A create of an existing identity, and an update or delete whose `version` is not the stored one, raise Conflict.
+- Conditions of an `apply` hold in the same instant as its changes, against any other process too.
 - What `apply` returned from is durable.
 """
 
@@ -69,6 +70,31 @@ Change = Create | Update | Delete
 
 
 @dataclass(frozen=True, slots=True)
+class Presence:
+    """`row` is there, at whatever version and state, and stays until the transaction has ended."""
+
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """After the changes no record of this kind and label has a name that starts with `prefix`.
+
+    Whoever makes such a record asks in the same transaction for the Presence of a record that this one deletes (an
+    object's bucket): then of two concurrent transactions one is refused.
+    """
+
+    account: str
+    service: str
+    kind: str
+    prefix: str
+    label: str
+
+
+Condition = Presence | Absence
+
+
+@dataclass(frozen=True, slots=True)
 class OutboxEntry:
     """A ledger entry that was committed together with the change it describes. `payload` is canonical JSON."""
 
@@ -107,11 +133,16 @@ class RecordStore(Protocol):
         ...
 
     def apply(
-        self, changes: Sequence[Change], outbox: Sequence[OutboxEntry] = (), confirmed: Collection[str] = ()
+        self,
+        changes: Sequence[Change],
+        outbox: Sequence[OutboxEntry] = (),
+        confirmed: Collection[str] = (),
+        conditions: Sequence[Condition] = (),
     ) -> builtins.list[Row]:
         """Apply all changes in one transaction; returns the records as stored (a deleted one as it was).
 
-        `confirmed` names older outbox entries that the ledger holds durably: forgetting them rides along for free.
+        A condition that does not hold is a Conflict, and nothing was changed. `confirmed` names older outbox entries
+        that the ledger holds durably: forgetting them rides along for free.
         """
         ...
 

@@ -22,7 +22,7 @@ from typing import Any
 import sqlalchemy as sql
 
 from honmaru.core.errors import Conflict, StoreUnavailable
-from honmaru.ports.records import Change, Create, Delete, OutboxEntry, Row, Update
+from honmaru.ports.records import Absence, Change, Condition, Create, Delete, OutboxEntry, Presence, Row, Update
 from honmaru.stores.sql_databases import Execute, open_database
 
 _CHUNK = 256
@@ -86,6 +86,10 @@ _UPDATE = (
     "WHERE scope = ? AND service = ? AND kind = ? AND name = ? AND version = ?"
 )
 _DELETE = "DELETE FROM records WHERE scope = ? AND service = ? AND kind = ? AND name = ? AND version = ?"
+# PostgreSQL holds the row until the end of the transaction; on SQLite there is no other writer until then.
+_PRESENCE = "SELECT version FROM records WHERE scope = ? AND service = ? AND kind = ? AND name = ?"
+_PRESENT = {True: _PRESENCE, False: f"{_PRESENCE} FOR SHARE"}
+_FROM = "SELECT version FROM records WHERE scope = ? AND service = ? AND kind = ? AND name >= ?"
 _ENQUEUE = "INSERT INTO outbox (id, label, payload) VALUES (?, ?, ?)"
 _OUTBOX = "SELECT id, label, payload FROM outbox ORDER BY position LIMIT ?"
 _SCOPES = "SELECT id, account, label FROM scopes"
@@ -150,12 +154,22 @@ class SqlRecordStore:
         return [row for row, _ in zip(merged, range(limit), strict=False)]
 
     def apply(
-        self, changes: Sequence[Change], outbox: Sequence[OutboxEntry] = (), confirmed: Collection[str] = ()
+        self,
+        changes: Sequence[Change],
+        outbox: Sequence[OutboxEntry] = (),
+        confirmed: Collection[str] = (),
+        conditions: Sequence[Condition] = (),
     ) -> builtins.list[Row]:
         new_scopes: dict[tuple[str, str], int] = {}
 
         def work(execute: Execute) -> builtins.list[Row]:
+            for condition in conditions:
+                if isinstance(condition, Presence):
+                    self._require_presence(execute, condition.row)
             rows = [self._change(execute, change, new_scopes) for change in changes]
+            for condition in conditions:
+                if isinstance(condition, Absence):
+                    self._require_absence(execute, condition)
             for entry in outbox:
                 execute(_ENQUEUE, (entry.id, entry.label, entry.payload))
             if confirmed:
@@ -198,6 +212,19 @@ class SqlRecordStore:
     def close(self) -> None:
         """Close every connection; on SQLite the WAL is folded into the database."""
         self._database.close()
+
+    def _require_presence(self, execute: Execute, row: Row) -> None:
+        key = (self._scopes.get((row.account, row.label), -1), row.service, row.kind, row.name)
+        if execute(_PRESENT[self._sqlite], key).fetchone() is None:
+            raise Conflict(f"{row.kind} {row.name!r} was deleted meanwhile; read it again and retry")
+
+    def _require_absence(self, execute: Execute, condition: Absence) -> None:
+        scope = self._scopes.get((condition.account, condition.label), -1)
+        end = _successor(condition.prefix)
+        below = "" if end is None else " AND name < ?"
+        values = (scope, condition.service, condition.kind, condition.prefix, *([] if end is None else [end]))
+        if execute(f"{_FROM}{below} LIMIT 1", values).fetchone() is not None:
+            raise Conflict(f"a {condition.kind} was made meanwhile; read it again and retry")
 
     def _change(self, execute: Execute, change: Change, new_scopes: dict[tuple[str, str], int]) -> Row:
         if isinstance(change, Create):

@@ -5,11 +5,14 @@ from honmaru.security.guard.guard import Guard
 from honmaru.security.guard.records import (
     Creation,
     GuardedChange,
+    GuardedCondition,
     GuardedRecords,
+    NoneLeft,
     Record,
     Removal,
     Revision,
     Sight,
+    StillThere,
     TrustedRecords,
 )
 
@@ -19,10 +22,13 @@ __all__ = [
     "Guard",
     "GuardedBlobs",
     "GuardedChange",
+    "GuardedCondition",
     "GuardedRecords",
+    "NoneLeft",
     "Record",
     "Removal",
     "Revision",
     "Sight",
+    "StillThere",
     "TrustedRecords",
 ]

@@ -29,21 +29,33 @@ from honmaru.core.errors import LedgerUnavailable
 from honmaru.core.labels import Label
 from honmaru.core.sessions import Session
 from honmaru.ports.blobs import BlobStore
-from honmaru.ports.records import Change, Create, Delete, OutboxEntry, RecordStore, Row, Update
+from honmaru.ports.records import (
+    Absence,
+    Change,
+    Condition,
+    Create,
+    Delete,
+    OutboxEntry,
+    Presence,
+    RecordStore,
+    Row,
+    Update,
+)
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.crypto.keyring import Keyring
 from honmaru.security.guard.blobs import BlobVault, GuardedBlobs
 from honmaru.security.guard.records import (
     Creation,
     GuardedChange,
+    GuardedCondition,
     GuardedRecords,
     Record,
     Removal,
     Sight,
+    StillThere,
     TrustedRecords,
 )
 from honmaru.security.ledger.entries import state_change
-
 
 _ROWS_A_QUESTION = 256
 
@@ -214,7 +226,13 @@ class Guard:
         )
 
     def commit(
-        self, session: Session | None, account: str, label: Label, service: str, changes: Sequence[GuardedChange]
+        self,
+        session: Session | None,
+        account: str,
+        label: Label,
+        service: str,
+        changes: Sequence[GuardedChange],
+        conditions: Sequence[GuardedCondition] = (),
     ) -> list[Record]:
         """Carry out changes that the handles have checked, each at `label`, with their outbox entries, atomically."""
         if not self._ledger.writable:
@@ -250,7 +268,9 @@ class Guard:
         outbox = [OutboxEntry(event_id, label.canonical, orjson.dumps(entry)) for event_id, entry in entries]
         confirmed = self._take_confirmed()
         try:
-            rows = self._store.apply(stored, outbox, confirmed)
+            rows = self._store.apply(
+                stored, outbox, confirmed, [_condition(one, account, service, label) for one in conditions]
+            )
         except BaseException:
             self._give_back(confirmed)
             raise
@@ -273,18 +293,7 @@ class Guard:
             create = Create(account, service, change.kind, change.name, label.canonical, body, change.state, at)
             return create, body, "create", 1, change.state
         record = change.record
-        row = Row(
-            account,
-            service,
-            record.kind,
-            record.name,
-            label.canonical,
-            b"",
-            record.state,
-            record.version,
-            record.created,
-            record.updated,
-        )
+        row = _row(record, account, service, label)
         if isinstance(change, Removal):
             return Delete(row), None, "delete", record.version, record.state
         state = record.state if change.state is None else change.state
@@ -351,6 +360,28 @@ class Guard:
         done.set_result(None)
         with self._lock:
             self._appended.extendleft((event_id, done) for event_id in confirmed)
+
+
+def _row(record: Record, account: str, service: str, label: Label) -> Row:
+    """A record as the store knows it, without its body."""
+    return Row(
+        account,
+        service,
+        record.kind,
+        record.name,
+        label.canonical,
+        b"",
+        record.state,
+        record.version,
+        record.created,
+        record.updated,
+    )
+
+
+def _condition(condition: GuardedCondition, account: str, service: str, label: Label) -> Condition:
+    if isinstance(condition, StillThere):
+        return Presence(_row(condition.record, account, service, label))
+    return Absence(account, service, condition.kind, condition.prefix, label.canonical)
 
 
 def _context(identity: tuple[str, str, str, str, str], state: str, version: int) -> bytes:

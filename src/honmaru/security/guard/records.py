@@ -76,6 +76,24 @@ class Removal:
 GuardedChange = Creation | Revision | Removal
 
 
+@dataclass(frozen=True, slots=True)
+class StillThere:
+    """A condition: `record`, at the session's label, is there in the instant of the change, at whatever version."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class NoneLeft:
+    """A condition: after the change no record of the kind at the session's label has a name that starts so."""
+
+    kind: str
+    prefix: str
+
+
+GuardedCondition = StillThere | NoneLeft
+
+
 class GuardedRecords:
     """The records of one service, as one session. Made by `Guard.records`."""
 
@@ -160,15 +178,21 @@ class GuardedRecords:
         """Delete a record; raises as `update` does."""
         self.apply([Removal(record)])
 
-    def apply(self, changes: Sequence[GuardedChange]) -> builtins.list[Record]:
-        """Carry out several changes atomically: all of them durable on return, or none. Raises as the single ones."""
+    def apply(
+        self, changes: Sequence[GuardedChange], conditions: Sequence[GuardedCondition] = ()
+    ) -> builtins.list[Record]:
+        """Carry out several changes atomically: all of them durable on return, or none. Raises as the single ones, and
+        Conflict for a condition that does not hold. Label: conditions look at the session's own label only."""
         session = self._session
         for change in changes:
             if isinstance(change, Creation):
                 _check_name(change.name)
             else:
                 self._check_own(change.record)
-        return self._guard.commit(session, session.account, session.label, self._service, changes)
+        for condition in conditions:
+            if isinstance(condition, StillThere):
+                self._check_own(condition.record)
+        return self._guard.commit(session, session.account, session.label, self._service, changes, conditions)
 
     def _check_own(self, record: Record) -> None:
         session = self._session
