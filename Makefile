@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-inference test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-inference bench-quantum docs new-service clean
+.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-clients test-radosgw test-inference test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-inference bench-quantum docs new-service clean
 
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,15 @@ test-inference: install system ## boto3's, Anthropic's, OpenAI's and LangChain's
 	@PYTHON=$(PYTHON) scripts/install-peers bedrock-clients
 	@PYTHON=$(PYTHON) scripts/install-peers llama-cpp || echo "llama-cpp-python does not build here: its tests are skipped"
 	@HONMARU_INFERENCE=1 $(BIN)/python -m pytest tests/inference
+
+test-clients: install ## AWS CLI v1, rclone, s3fs and DuckDB against a live enclave: 10,000 files, 200 MB, versions, lock
+	@scripts/system bubblewrap rclone
+	@scripts/install-peers s3-clients
+	@HONMARU_CLIENTS=1 $(BIN)/python -m pytest tests/conformance/test_s3_clients.py
+
+test-radosgw: install ## the blob store's contract, and a live enclave, on Ceph's S3 gateway from Debian
+	@scripts/system bubblewrap radosgw ceph-mon ceph-osd
+	@HONMARU_RADOSGW=1 $(BIN)/python -m pytest tests/contract/test_blob_store.py
 
 check: install ## ruff, mypy --strict, import contracts, generated documents
 	@$(BIN)/ruff format --check src tests scripts benchmarks examples

@@ -1,4 +1,5 @@
-"""What every blob store promises (ports.blobs): on a directory, and on obstore's in-memory store as the remote kind."""
+"""What every blob store promises (ports.blobs): on a directory, on obstore's in-memory store as the remote kind, and
+on a real S3: Ceph's radosgw from Debian (`make test-radosgw`)."""
 
 from __future__ import annotations
 
@@ -10,13 +11,28 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))
+from ceph_cluster import Radosgw
+
 from honmaru.core.errors import StoreUnavailable
 from honmaru.stores.blobs_obstore import ObstoreBlobStore
 
 
-@pytest.fixture(params=["directory", "remote"])
-def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> ObstoreBlobStore:
-    return ObstoreBlobStore(tmp_path / "blobs" if request.param == "directory" else "memory:///")
+@pytest.fixture(params=["directory", "remote", "s3"])
+def blobs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObstoreBlobStore]:
+    if request.param == "s3":
+        if os.environ.get("HONMARU_RADOSGW") != "1":
+            pytest.skip("needs a Ceph cluster of its own: run `make test-radosgw`")
+        gateway: Radosgw = request.getfixturevalue("radosgw")
+        yield ObstoreBlobStore(gateway.location(), gateway.keys)
+        return
+    yield ObstoreBlobStore(tmp_path / "blobs" if request.param == "directory" else "memory:///")
+
+
+@pytest.fixture(scope="session")
+def radosgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Radosgw]:
+    with Radosgw(tmp_path_factory.mktemp("ceph")) as gateway:
+        yield gateway
 
 
 def test_what_was_written_is_read_back_at_any_place(blobs: ObstoreBlobStore) -> None:
@@ -101,3 +117,74 @@ def test_a_local_write_is_fsynced_file_and_directory(tmp_path: Path) -> None:
     assert synced[0].startswith(str(tmp_path / ".incoming"))
     assert synced[-1] == str(tmp_path / "1/aa")
     assert {str(tmp_path), str(tmp_path / "1")} <= set(synced)
+
+
+# A real S3 only
+
+needs_radosgw = pytest.mark.skipif(
+    os.environ.get("HONMARU_RADOSGW") != "1", reason="needs a Ceph cluster of its own: run `make test-radosgw`"
+)
+
+
+@needs_radosgw
+def test_a_large_blob_goes_in_parts_and_a_broken_one_leaves_none(radosgw: Radosgw) -> None:
+    location = radosgw.location()
+    bucket = location.split("/")[2]
+    store = ObstoreBlobStore(location, radosgw.keys)
+    content = os.urandom(40 << 20)
+    assert store.write("1/aa/x", (content[at : at + (1 << 20)] for at in range(0, len(content), 1 << 20))) == 40 << 20
+    assert store.read("1/aa/x", 0, len(content)) == content
+    assert "-" in radosgw.client().head_object(Bucket=bucket, Key="some/prefix/1/aa/x")["ETag"]
+
+    def broken() -> Iterator[bytes]:
+        for at in range(20):
+            yield content[at << 20 : (at + 1) << 20]
+        raise RuntimeError("the client went away")
+
+    with pytest.raises(RuntimeError, match="went away"):
+        store.write("1/aa/y", broken())
+    assert list(store.paths("")) == ["1/aa/x"]
+    assert not radosgw.client().list_multipart_uploads(Bucket=bucket).get("Uploads"), "no part is left behind"
+
+
+@needs_radosgw
+def test_what_a_remote_store_refuses_is_store_unavailable(radosgw: Radosgw) -> None:
+    wrong = ObstoreBlobStore(radosgw.location(), {**radosgw.keys, "secret_access_key": "wrong"})
+    for attempt in (
+        lambda: wrong.write("1/aa/x", [b"."]),
+        lambda: wrong.read("1/aa/x", 0, 1),
+        lambda: wrong.delete("1/aa/x"),
+        lambda: list(wrong.paths("")),
+    ):
+        with pytest.raises(StoreUnavailable):
+            attempt()
+
+
+@needs_radosgw
+def test_an_enclave_keeps_its_objects_in_it(radosgw: Radosgw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A live enclave whose blobs lie in Ceph: objects, ranges and parts through boto3, sealed in the bucket."""
+    from honmaru.testing.enclaves import LiveEnclave
+
+    location = radosgw.location()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", radosgw.keys["access_key_id"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", radosgw.keys["secret_access_key"])
+    live = LiveEnclave(tmp_path / "enclave").up("--blobs", location)
+    try:
+        live.user("alice", "SECRET")
+        s3 = live.client("s3", "alice", "SECRET")
+        s3.create_bucket(Bucket="in-ceph", CreateBucketConfiguration={"LocationConstraint": live.region})
+        content = os.urandom(3 << 20) + b"a marker that must not be in the clear"
+        s3.put_object(Bucket="in-ceph", Key="k", Body=content)
+        assert s3.get_object(Bucket="in-ceph", Key="k")["Body"].read() == content
+        got = s3.get_object(Bucket="in-ceph", Key="k", Range="bytes=2000000-2000009")
+        assert got["Body"].read() == content[2000000:2000010]
+        s3.delete_object(Bucket="in-ceph", Key="k")
+        s3.put_object(Bucket="in-ceph", Key="kept", Body=content)
+    finally:
+        live.down()
+    inside = radosgw.client()
+    bucket = location.split("/")[2]
+    blobs = inside.list_objects_v2(Bucket=bucket)["Contents"]
+    assert len(blobs) == 1, "the deleted object's blob is gone"
+    sealed = inside.get_object(Bucket=bucket, Key=blobs[0]["Key"])["Body"].read()
+    assert len(sealed) > len(content) and b"a marker" not in sealed

@@ -6,31 +6,39 @@ Invariants (beside those of the port, `ports.blobs`):
   too: a read is three system calls, and obstore's way through its own threads costs many times that.
 - Temporary files of a crashed process are deleted at start and never listed.
 - If the chunks raise, nothing is stored.
+- What a remote store refuses or does not answer is StoreUnavailable; what it does not have is FileNotFoundError.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from honmaru.core.errors import StoreUnavailable
 
 if TYPE_CHECKING:
-    from obstore.store import ObjectStore
+    from obstore.store import ObjectStore, RetryConfig
 
 _INCOMING = ".incoming"
+_RETRIES: RetryConfig = {"max_retries": 4, "retry_timeout": timedelta(seconds=20)}
+"""A caller waits behind a store that does not answer: obstore's own three minutes would hold its thread too long."""
 
 
 class ObstoreBlobStore:
     """A `ports.blobs.BlobStore`.
 
     Args:
-        location: A directory (made when absent), or a URL such as `s3://bucket/prefix`.
-        options: Settings of the remote store (endpoint, keys), as obstore names them; the environment is not read here.
+        location: A directory (made when absent), or a URL such as
+            `s3://bucket/prefix?endpoint=https://s3.example:8443&region=r`: what stands behind the question mark are
+            settings of the remote store as obstore names them; keys, which are secret, it takes from `options` or from
+            the variables that every client of that store reads (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).
+        options: Further settings; they win.
     """
 
     def __init__(self, location: str | Path, options: Mapping[str, Any] | None = None) -> None:
@@ -39,7 +47,18 @@ class ObstoreBlobStore:
         self._store: ObjectStore
         self._directory: Path | None = None
         if isinstance(location, str) and "://" in location and not location.startswith("file://"):
-            self._store = stores.from_url(location, **dict(options or {}))
+            url, _, query = location.partition("?")
+            stated = {**dict(parse_qsl(query)), **(options or {})}
+            plain = str(stated.get("endpoint", "")).startswith("http://")
+            self._store = stores.from_url(
+                url,
+                **({"config": stated} if stated else {}),
+                **(
+                    {}
+                    if url.startswith("memory:")
+                    else {"client_options": {"allow_http": plain}, "retry_config": _RETRIES}
+                ),
+            )
             return
         self._directory = Path(str(location).removeprefix("file://")).absolute()
         incoming = self._directory / _INCOMING
@@ -60,7 +79,8 @@ class ObstoreBlobStore:
                 size += len(chunk)
                 yield chunk
 
-        self._store.put(path, counted())
+        with _remote_faults():
+            self._store.put(path, counted())
         return size
 
     def read(self, path: str, start: int, length: int) -> bytes:
@@ -68,14 +88,16 @@ class ObstoreBlobStore:
         if self._directory is not None:
             return _read_file(f"{self._directory}/{path}", start, length)
         available = max(0, min(length, self.size(path) - start))
-        return bytes(self._store.get_range(path, start=start, length=available)) if available else b""
+        with _remote_faults():
+            return bytes(self._store.get_range(path, start=start, length=available)) if available else b""
 
     def size(self, path: str) -> int:
         """Bytes stored under a path. Raises FileNotFoundError."""
         if self._directory is not None:
             with _local_faults():
                 return (self._directory / path).stat().st_size
-        return int(self._store.head(path)["size"])
+        with _remote_faults():
+            return int(self._store.head(path)["size"])
 
     def delete(self, path: str) -> None:
         """Deleting a missing path is no error."""
@@ -83,19 +105,21 @@ class ObstoreBlobStore:
             with suppress(FileNotFoundError), _local_faults():
                 (self._directory / path).unlink()
             return
-        try:
+        with suppress(FileNotFoundError), _remote_faults():
             self._store.delete(path)
-        except FileNotFoundError:
-            return
 
     def paths(self, prefix: str) -> Iterator[str]:
         """Every stored path that starts with `prefix`, in no particular order."""
         # obstore lists whole path segments, so the part after the last slash is matched here.
         directory = prefix.rpartition("/")[0]
-        for batch in self._store.list(prefix=directory or None):
+        for batch in self._pages(directory):
             for entry in batch:
                 if entry["path"].startswith(prefix) and not entry["path"].startswith(_INCOMING + "/"):
                     yield entry["path"]
+
+    def _pages(self, directory: str) -> Iterator[Sequence[Mapping[str, Any]]]:
+        with _remote_faults():
+            yield from self._store.list(prefix=directory or None)
 
     def _write_file(self, directory: Path, path: str, chunks: Iterable[bytes]) -> int:
         target = directory / path
@@ -152,6 +176,19 @@ def _local_faults() -> Iterator[None]:
         raise FileNotFoundError(missing.errno, "there is no such blob") from missing
     except OSError as fault:
         raise StoreUnavailable(f"a blob could not be read: {fault.strerror}; see `honmaru doctor`") from fault
+
+
+@contextmanager
+def _remote_faults() -> Iterator[None]:
+    """What is not there stays a FileNotFoundError; what else the store says, or fails to say, is StoreUnavailable."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except FileNotFoundError as missing:
+        raise FileNotFoundError("there is no such blob") from missing
+    except (BaseError, OSError) as fault:
+        raise StoreUnavailable("the blob store refused or did not answer; see `honmaru doctor`") from fault
 
 
 def _make_directories(root: Path, directory: Path) -> None:
