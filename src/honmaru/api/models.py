@@ -38,6 +38,7 @@ SERVICES = (
     "iam",
     "kms",
     "logs",
+    "organizations",
     "resourcegroupstaggingapi",
     "s3",
     "sagemaker",

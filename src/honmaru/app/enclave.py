@@ -30,9 +30,11 @@ from honmaru.app.tag_sources import tag_sources
 from honmaru.core.errors import ConfigurationFault, HonmaruError
 from honmaru.core.partitions import partition_of
 from honmaru.deployments import Engines, ModelServers
+from honmaru.deployments.catalog import find_artifact
 from honmaru.executors.local import LocalExecutor
 from honmaru.gateway.app import Gateway, Limits
 from honmaru.gateway.server import serve
+from honmaru.jobs.batch_inference import BatchInference
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.instances import Capacity
 from honmaru.jobs.model_import import ModelImport
@@ -61,6 +63,7 @@ from honmaru.services.kms import Vault as KeyVault
 from honmaru.services.kms.custodian import INTERVAL_S as CUSTODY_EVERY_S
 from honmaru.services.logs import Logs, LogStore
 from honmaru.services.logs import retention as log_retention
+from honmaru.services.organizations import Organizations
 from honmaru.services.resourcegroupstaggingapi import ResourceTagging
 from honmaru.services.s3 import lifecycle_runner
 from honmaru.services.s3.access import S3Buckets
@@ -143,10 +146,28 @@ class Enclave:
             cores=capacity.cores,
         )
         self.quantum = Quantum(self, buckets, logs, capacity, quantum)
-        self.supervisor = Supervisor(
-            [training, model_import, self.quantum.jobs], self.guard, clock=self.clock, ids=self.ids, owner=self.account
-        )
         self.engines = Engines(data / "engines.json", account=self.account, problem=_LOG.error)
+        self.batch_servers = ModelServers(
+            self.guard,
+            self.executor,
+            self.environments,
+            self.clock,
+            self.ids,
+            data / "models-batch",
+            engines=self.engines,
+            idle_s=60.0,
+        )
+        batches = BatchInference(
+            guard=self.guard,
+            roles=self.identity,
+            buckets=buckets,
+            servers=self.batch_servers,
+            resolve=lambda session, name: find_artifact(self.guard, session, name, self.engines),
+            clock=self.clock,
+        )
+        self.supervisor = Supervisor(
+            [training, model_import, batches, self.quantum.jobs], self.guard, clock=self.clock, ids=self.ids, owner=self.account
+        )
         self.model_servers = ModelServers(
             self.guard,
             self.executor,
@@ -165,6 +186,7 @@ class Enclave:
             Kms(key_vault),
             Sts(self.identity),
             Iam(self.identity),
+            Organizations(self.identity),
             S3(self.ids, commits),
             SageMaker(self.identity, buckets, self.environments, wake, capacity, self.ids),
             Logs(logs, self.clock),
@@ -209,7 +231,6 @@ class Enclave:
                 Step("sweep of orphan blobs", _SWEEP_EVERY_S, self._sweep),
             ),
         )
-        self.limits = Limits()
         self.gateway = Gateway(
             providers=self.providers,
             identity=self.identity,
@@ -263,6 +284,7 @@ class Enclave:
         sweep = threading.Thread(target=self._first_sweep, name="sweep", daemon=True)
         sweep.start()
         self.model_servers.recover()
+        self.batch_servers.recover()
         self.identity.bootstrap()
         self.quantum.tasks.start()
         self.supervisor.start()
@@ -294,6 +316,7 @@ class Enclave:
             self.supervisor.stop()
             self.quantum.tasks.stop()
             self.model_servers.close()
+            self.batch_servers.close()
             self.ledger.close()
             self.records.close()
 
