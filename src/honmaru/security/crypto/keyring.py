@@ -1,9 +1,13 @@
 """Keys for sealing: one key-encryption key (KEK) per account and label, made on first use, sealed by a root key.
 
+A KEK's file states what it is for, and holds it sealed: "HMK2" | length (4) | account and label | sealed KEK.
+
 Invariants:
 - What was sealed or wrapped for one account and label opens for no other, and only with the same context.
 - Anything that does not open raises IntegrityFault; no plain bytes of it are ever returned.
 - Key files are 0600 in a 0700 directory; a KEK on disk is sealed by the root key and bound to its account and label.
+- `rotate` seals every KEK under a new root key. Cut short anywhere, the next use of the ring finishes it: no KEK is
+  ever without a root key on disk that opens it.
 
 Every message is AES-256-GCM with a random 96-bit nonce, so one KEK may seal at most 2^32 messages (SP 800-38D §8.3).
 Blobs do not count against it beyond one wrapped key each.
@@ -21,12 +25,14 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from honmaru.core.errors import IntegrityFault
-from honmaru.security.crypto.secret_files import read_or_create
+from honmaru.core.errors import ConfigurationFault, IntegrityFault
+from honmaru.security.crypto.root_key import RootKey
+from honmaru.security.crypto.secret_files import read_secret, replace_secret
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
+_MAGIC = b"HMK2"
 _KEK = b"honmaru kek 1"
 _WRAP = b"honmaru wrap 1"
 _SEAL = b"honmaru seal 1"
@@ -38,14 +44,15 @@ class Keyring:
     Args:
         directory: Where key files lie; made with mode 0700 on first use.
         secret: Source of strong random bytes.
+        unlocking: What the lock of a sealed root key yields (`locks`); None where it is not sealed.
     """
 
-    def __init__(self, directory: Path, secret: Callable[[int], bytes]) -> None:
+    def __init__(self, directory: Path, secret: Callable[[int], bytes], unlocking: bytes | None = None) -> None:
         self._directory = directory
         self._secret = secret
         self._lock = threading.Lock()
         self._keks: dict[tuple[str, str], AESGCM] = {}
-        self._root: AESGCM | None = None
+        self._root = RootKey(directory, secret, unlocking)
 
     def wrap(self, account: str, label: str, dek: bytes, context: bytes) -> bytes:
         """A data key sealed by the KEK of (account, canonical label), bound to `context`: 28 bytes longer."""
@@ -95,15 +102,75 @@ class Keyring:
             return self._keks[account, label]
 
     def _load(self, account: str, label: str) -> bytes:
-        if self._root is None:
-            self._root = AESGCM(read_or_create(self._directory / "root.key", lambda: self._secret(KEY_BYTES)))
-        root = self._root
         bound = _bind(_KEK, account, label, b"")
-        name = hashlib.sha384(bound).hexdigest()[:40]
-        sealed = read_or_create(
-            self._directory / f"{name}.kek", lambda: self._encrypt(root, self._secret(KEY_BYTES), bound)
-        )
-        return self._decrypt(root, sealed, bound)
+        path = self._directory / f"{hashlib.sha384(bound).hexdigest()[:40]}.kek"
+        with self._root.held():
+            self._finish_rotation()
+            root = AESGCM(self._root.load())
+            try:
+                stored = read_secret(path)
+            except FileNotFoundError:
+                kek = self._secret(KEY_BYTES)
+                replace_secret(path, self._kek_file(root, kek, bound))
+                return kek
+            if not stored.startswith(_MAGIC):  # of a version before the first rotation: it did not say what it is for
+                kek = self._decrypt(root, stored, bound)
+                replace_secret(path, self._kek_file(root, kek, bound))
+                return kek
+            stated, sealed = _parted(stored)
+            if stated != bound:
+                raise IntegrityFault(f"{path} is the key of another account or label; restore it from a backup")
+            return self._decrypt(root, sealed, bound)
+
+    # The root key
+
+    def check(self) -> None:
+        """Open the root key, and finish what a crash cut short. Raises RootKeySealed or ConfigurationFault."""
+        self._root.check()
+        with self._root.held():
+            self._finish_rotation()
+
+    def rotate(self) -> int:
+        """Seal every KEK under a new root key, and forget the old one; returns how many KEKs.
+
+        Raises ConfigurationFault, before anything is written, for a KEK file that does not say what it is for.
+        """
+        with self._root.held():
+            self._finish_rotation()
+            self._root.load()
+            for path in self._kek_paths():
+                if not read_secret(path).startswith(_MAGIC):
+                    raise ConfigurationFault([f"{path} is of an older version: use what it protects once, then rotate"])
+            self._root.begin()
+            return self._finish_rotation()
+
+    def _finish_rotation(self) -> int:
+        following = self._root.load_next()
+        if following is None:
+            return 0
+        old, new = AESGCM(self._root.load()), AESGCM(following)
+        paths = self._kek_paths()
+        for path in paths:
+            bound, sealed = _parted(read_secret(path))
+            try:
+                self._decrypt(new, sealed, bound)
+            except IntegrityFault:  # not reached yet
+                replace_secret(path, self._kek_file(new, self._decrypt(old, sealed, bound), bound))
+        self._root.finish()
+        return len(paths)
+
+    def _kek_paths(self) -> list[Path]:
+        return sorted(path for path in self._directory.glob("*.kek") if not path.name.startswith("."))
+
+    def _kek_file(self, root: AESGCM, kek: bytes, bound: bytes) -> bytes:
+        return _MAGIC + len(bound).to_bytes(4, "big") + bound + self._encrypt(root, kek, bound)
+
+
+def _parted(stored: bytes) -> tuple[bytes, bytes]:
+    """(what a KEK is bound to, the sealed KEK)."""
+    start = len(_MAGIC) + 4
+    end = start + int.from_bytes(stored[len(_MAGIC) : start], "big")
+    return stored[start:end], stored[end:]
 
 
 def _bind(purpose: bytes, account: str, label: str, context: bytes) -> bytes:

@@ -30,15 +30,8 @@ def read_or_create(path: Path, make: Callable[[], bytes]) -> bytes:
     except FileNotFoundError:
         pass
     secret = make()
-    if not secret:
-        raise ValueError("an empty secret is no secret")
-    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    draft = _draft(path, secret)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secret)
-            file.flush()
-            os.fsync(file.fileno())
         try:
             os.link(draft, path)
         except FileExistsError:
@@ -47,6 +40,36 @@ def read_or_create(path: Path, make: Callable[[], bytes]) -> bytes:
         draft.unlink()
     sync_directory(path.parent)
     return secret
+
+
+def read_secret(path: Path) -> bytes:
+    """The secret in `path`. Raises FileNotFoundError, and ConfigurationFault as `read_or_create` does."""
+    return _read(path)
+
+
+def replace_secret(path: Path, secret: bytes) -> None:
+    """Make `secret` the content of `path`, whatever it was: after a crash it is the old or the new, whole."""
+    private_directory(path.parent)
+    draft = _draft(path, secret)
+    try:
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def _draft(path: Path, secret: bytes) -> Path:
+    """A durable file of mode 0600 beside `path`."""
+    if not secret:
+        raise ValueError("an empty secret is no secret")
+    draft = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(6).hex()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secret)
+        file.flush()
+        os.fsync(file.fileno())
+    return draft
 
 
 def private_directory(path: Path) -> None:
