@@ -224,6 +224,9 @@ class Provider:
     resource_kinds: ClassVar[frozenset[str]] = frozenset()
     """Kinds of this service's records from which `resource` is made: a change of one makes it ask again."""
 
+    resource_makers: ClassVar[frozenset[str]] = frozenset()
+    """IAM actions that make a resource (s3:CreateBucket): a namesake in another account has no say in them."""
+
     def context(self, operation: str, request: Mapping[str, Any]) -> Mapping[str, Any]:  # noqa: ARG002
         """Service-specific IAM condition keys of a request, for example {"s3:prefix": "a/"}."""
         return {}

@@ -74,6 +74,8 @@ class Decisions(Part):
         is_arn = len(parts) == 6
         principal = self.principal_of(session)
         resource = self.resources.find(parts, session.label) if is_arn else None
+        if resource is not None and resource.account != session.account and action in self.resources.makers:
+            resource = None
         owner = session.account
         if resource is not None:
             owner = resource.account

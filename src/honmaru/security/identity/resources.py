@@ -30,6 +30,9 @@ class ResourceOwner(Protocol):
     @property
     def resource_kinds(self) -> Collection[str]: ...
 
+    @property
+    def resource_makers(self) -> Collection[str]: ...
+
     def resource_place(self, resource: str) -> str: ...
 
     def resource(self, sight: Sight, place: str) -> Resource | None: ...
@@ -41,6 +44,8 @@ class Resources:
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
         self._owners: dict[str, ResourceOwner] = {}
+        self.makers: frozenset[str] = frozenset()
+        """Actions that make a resource: a namesake in another account has no say in them."""
         self._known: dict[str, dict[tuple[str, str, Label], Resource | None]] = {}
 
     def own(self, owner: ResourceOwner) -> None:
@@ -52,6 +57,7 @@ class Resources:
                 self._known[owner.service] = {}
 
         self._known[owner.service] = {}
+        self.makers |= frozenset(owner.resource_makers)
         self._guard.on_change(owner.service, changed)
         for service in owner.arn_services:
             self._owners[service] = owner

@@ -155,6 +155,7 @@ class S3(Provider):
 
     arn_services: ClassVar[tuple[str, ...]] = ("s3",)
     resource_kinds: ClassVar[frozenset[str]] = frozenset({"bucket"})
+    resource_makers: ClassVar[frozenset[str]] = frozenset({"s3:CreateBucket"})
 
     def __init__(self, ids: Ids, commits: bucket.BucketCommits, destinations: Destinations | None = None) -> None:
         self._ids = ids
