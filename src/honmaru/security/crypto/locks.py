@@ -9,7 +9,7 @@ Invariants:
 - Fewer shares than the threshold tell nothing about the key (Shamir's scheme, as SLIP-39 encodes it in words).
 - A token's AES key never leaves it: it wraps the unlocking key by AES-GCM inside the token.
 
-Source: RFC 9106 section 4; SLIP-0039; PKCS #11 v2.40, CKM_AES_GCM. docs/adr/0006 says why these.
+Source: RFC 9106 section 4; SLIP-0039; PKCS #11 v2.40, CKM_AES_GCM. docs/adr/0007 says why these.
 """
 
 from __future__ import annotations
