@@ -291,7 +291,7 @@ def register(to: Plan) -> None:
     _insert("src/honmaru/api/models.py", r'SERVICES = \(\n((?:    "[^"]+",\n)+)', f'    "{to.service}",\n')
     imported = f"from honmaru.services.{to.package} import {to.name}\n"
     _insert("src/honmaru/app/enclave.py", r"((?:from honmaru\.services\.[^\n]+\n)+)", imported)
-    _replace("src/honmaru/app/enclave.py", "        self.providers = (\n", f"            {to.name}(),\n")
+    _behind("src/honmaru/app/enclave.py", r"        carried[^=\n]*= \(\n", f"            {to.name}(),\n")
     module = f'  "honmaru.services.{to.package}",\n'
     _replace(
         "pyproject.toml", 'name = "Services do not import each other"\ntype = "independence"\nmodules = [\n', module
@@ -309,12 +309,15 @@ def _insert(path: str, block: str, line: str) -> None:
     file.write_text(text[: match.start(1)] + "".join(lines) + text[match.end(1) :])
 
 
-def _replace(path: str, before: str, line: str) -> None:
+def _behind(path: str, before: str, line: str) -> None:
+    """Adds a line behind the one place that the pattern finds."""
     file = ROOT / path
     text = file.read_text()
-    if text.count(before) != 1:
+    places = list(re.finditer(before, text))
+    if len(places) != 1:
         raise Refused(f"{path} has no place for {line.strip()!r}: add it by hand")
-    file.write_text(text.replace(before, before + line))
+    end = places[0].end()
+    file.write_text(text[:end] + line + text[end:])
 
 
 def main() -> int:
