@@ -292,10 +292,8 @@ def register(to: Plan) -> None:
     imported = f"from honmaru.services.{to.package} import {to.name}\n"
     _insert("src/honmaru/app/enclave.py", r"((?:from honmaru\.services\.[^\n]+\n)+)", imported)
     _behind("src/honmaru/app/enclave.py", r"        carried[^=\n]*= \(\n", f"            {to.name}(),\n")
-    module = f'  "honmaru.services.{to.package}",\n'
-    _replace(
-        "pyproject.toml", 'name = "Services do not import each other"\ntype = "independence"\nmodules = [\n', module
-    )
+    contract = r'name = "Services do not import each other"\ntype = "independence"\nmodules = \[\n'
+    _behind("pyproject.toml", contract, f'  "honmaru.services.{to.package}",\n')
 
 
 def _insert(path: str, block: str, line: str) -> None:
