@@ -29,7 +29,9 @@ from honmaru.core.errors import (
     ValidationFault,
 )
 from honmaru.deployments import Engines, ModelServers
+from honmaru.deployments.catalog import find_artifact
 from honmaru.deployments.server import ServerLimits
+from honmaru.jobs.batch_inference import BatchInference
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.model_import import ModelImport
 from honmaru.jobs.supervisor import Supervisor
@@ -55,7 +57,22 @@ class Forge(Workshop):
         kind = ModelImport(
             self.guard, self.identity, self.buckets, environments, self.executor, self.clock, directory / "scratch"
         )
-        self.imports = Supervisor([kind], self.guard, clock=self.clock, ids=self.ids, owner="forge", poll_s=0.2)
+        self.engines = Engines(directory / "engines.json", account=ACCOUNT, problem=print)
+        self.batch_servers = ModelServers(
+            self.guard, self.executor, environments, self.clock, self.ids, directory / "batch", engines=self.engines
+        )
+        self.batch_servers.recover()
+        batches = BatchInference(
+            self.guard,
+            self.identity,
+            self.buckets,
+            self.batch_servers,
+            lambda who, name: find_artifact(self.guard, who, name, self.engines),
+            self.clock,
+        )
+        self.imports = Supervisor(
+            [kind, batches], self.guard, clock=self.clock, ids=self.ids, owner="forge", poll_s=0.2
+        )
         limits = ServerLimits(cpu=1, requests=4)
         self.servers = ModelServers(
             self.guard,
@@ -68,7 +85,6 @@ class Forge(Workshop):
             limits=limits,
         )
         self.servers.recover()
-        self.engines = Engines(directory / "engines.json", account=ACCOUNT, problem=print)
         self.bedrock = Bedrock(self.identity, self.imports.wake, self.servers, self.ids, self.engines)
         self.runtime = BedrockRuntime(self.servers, self.clock, self.engines)
         self.loop = asyncio.new_event_loop()
@@ -101,6 +117,7 @@ class Forge(Workshop):
         self.imports.stop()
         self.loop.run_until_complete(asyncio.sleep(0))
         self.servers.close()
+        self.batch_servers.close()
         self.loop.close()
         super().close()
 
@@ -507,3 +524,60 @@ def test_foundation_models_are_those_the_enclave_has(forge: Forge) -> None:
     assert forge.bedrock.list_foundation_models(forge.call("bedrock"), {}) == {"modelSummaries": []}
     with pytest.raises(NotFound):
         forge.bedrock.get_foundation_model(forge.call("bedrock"), {"modelIdentifier": "meta.llama3"})
+
+
+def batch(forge: Forge, model: str, name: str, lines: list[bytes], **members: Any) -> dict[str, Any]:
+    forge.put(f"batch/{name}.jsonl", b"\n".join(lines))
+    request = {
+        "jobName": name,
+        "roleArn": ROLE,
+        "modelId": model,
+        "inputDataConfig": {"s3InputDataConfig": {"s3Uri": f"s3://{BUCKET}/batch/{name}.jsonl"}},
+        "outputDataConfig": {"s3OutputDataConfig": {"s3Uri": f"s3://{BUCKET}/answers/"}},
+    }
+    arn = forge.bedrock.create_model_invocation_job(forge.call("bedrock"), request | members)["jobArn"]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        job = forge.bedrock.get_model_invocation_job(forge.call("bedrock"), {"jobIdentifier": arn})
+        if job["status"] not in ("Submitted", "InProgress", "Stopping"):
+            return job
+        time.sleep(0.05)
+    raise TimeoutError(job)
+
+
+def test_a_batch_answers_every_record_and_says_what_is_wrong_with_the_others(forge: Forge, model: str) -> None:
+    good = [
+        json.dumps({"recordId": f"r{n}", "modelInput": {"prompt": f"keep {n}", "max_gen_len": 2, "seed": n}}).encode()
+        for n in range(70)
+    ]
+    broken = [b"{", b"[]", b'{"modelInput": {"prompt": 1}}', b'{"modelInput": {"prompt": "x", "temperature": 9}}']
+    job = batch(forge, model, "mixed", [*good[:40], *broken, *good[40:]])
+    assert (job["status"], job["totalRecordCount"], job["errorRecordCount"]) == ("PartiallyCompleted", 74, 4), job
+    folder = f"answers/{job['jobArn'].rpartition('/')[2]}"
+    lines = [json.loads(line) for line in forge.object(f"{folder}/mixed.jsonl.out").splitlines()]
+    assert [line["recordId"] for line in lines if "modelOutput" in line] == [f"r{n}" for n in range(70)]
+    assert [line["error"]["errorCode"] for line in lines[40:44]] == [400] * 4
+    assert all(line["modelOutput"]["generation_token_count"] == 2 for line in lines if "modelOutput" in line)
+    manifest = json.loads(forge.object(f"{folder}/manifest.json.out"))
+    assert (manifest["successRecordCount"], manifest["outputTokenCount"]) == (70, 140)
+    turn = {"messages": USER, "inferenceConfig": {"maxTokens": 2}}
+    line = json.dumps({"recordId": "c", "modelInput": turn}).encode()
+    job = batch(forge, model, "turns", [line], modelInvocationType="Converse")
+    assert job["status"] == "Completed"
+    none = batch(forge, model, "none", [b"{"])
+    assert none["status"] == "Failed" and "each has its error" in none["message"]
+    listed = forge.bedrock.list_model_invocation_jobs(forge.call("bedrock"), {"statusEquals": "Failed"})
+    assert [one["jobName"] for one in listed["invocationJobSummaries"]] == ["none"]
+    low = forge.bedrock.list_model_invocation_jobs(forge.call("bedrock", marking="UNCLASSIFIED"), {})
+    assert low["invocationJobSummaries"] == []
+
+
+def test_a_batch_needs_its_model_role_and_input(forge: Forge, model: str) -> None:
+    with pytest.raises(NotFound):
+        batch(forge, model[:-4] + "zzzz", "lost", [])
+    forge.identity.denied.add("bedrock:InvokeModel")
+    try:
+        with pytest.raises(AccessDenied):
+            batch(forge, model, "denied", [])
+    finally:
+        forge.identity.denied.clear()

@@ -166,7 +166,11 @@ class Enclave:
             clock=self.clock,
         )
         self.supervisor = Supervisor(
-            [training, model_import, batches, self.quantum.jobs], self.guard, clock=self.clock, ids=self.ids, owner=self.account
+            [training, model_import, batches, self.quantum.jobs],
+            self.guard,
+            clock=self.clock,
+            ids=self.ids,
+            owner=self.account,
         )
         self.model_servers = ModelServers(
             self.guard,

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from honmaru.jobs.batch_inference import KIND as BATCH_KIND
 from honmaru.jobs.model_import import KIND as JOB_KIND
 from honmaru.ports.models import MODEL_KIND, FoundationModels, ModelServers
 from honmaru.ports.runtime import Ids
 from honmaru.security.calls import Call, Provider, Target
 from honmaru.security.guard import Record
-from honmaru.services.bedrock import foundation_model, imported_model, model_import_job, tags
+from honmaru.services.bedrock import foundation_model, imported_model, model_import_job, model_invocation_job, tags
 from honmaru.services.bedrock.paging import page
 
 Request = Mapping[str, Any]
@@ -30,6 +31,9 @@ class Bedrock(Provider):
         "GetModelImportJob": Target("bedrock:GetModelImportJob", "{jobIdentifier}"),
         "GetImportedModel": Target("bedrock:GetImportedModel", "{modelIdentifier}"),
         "DeleteImportedModel": Target("bedrock:DeleteImportedModel", "{modelIdentifier}"),
+        "CreateModelInvocationJob": Target("bedrock:CreateModelInvocationJob", "{modelId}"),
+        "GetModelInvocationJob": Target("bedrock:GetModelInvocationJob", "{jobIdentifier}"),
+        "StopModelInvocationJob": Target("bedrock:StopModelInvocationJob", "{jobIdentifier}"),
         "GetFoundationModel": Target("bedrock:GetFoundationModel", "{modelIdentifier}"),
         "ListTagsForResource": Target("bedrock:ListTagsForResource", "{resourceARN}"),
         "TagResource": Target("bedrock:TagResource", "{resourceARN}"),
@@ -77,6 +81,39 @@ class Bedrock(Provider):
         imported_model.delete(call, record, self._servers)
         return {}
 
+    # Batch inference
+
+    def create_model_invocation_job(self, call: Call, request: Request) -> dict[str, Any]:
+        arn = model_invocation_job.create(call, request, self._roles, self._ids, self._foundation)
+        call.resources.append((arn, "AWS::Bedrock::ModelInvocationJob"))
+        self._wake()
+        return {"jobArn": arn}
+
+    def get_model_invocation_job(self, call: Call, request: Request) -> dict[str, Any]:
+        record = self._batch(call, "GetModelInvocationJob", request["jobIdentifier"])
+        return model_invocation_job.describe(call, record)
+
+    def list_model_invocation_jobs(self, call: Call, request: Request) -> dict[str, Any]:
+        wanted = {
+            **request,
+            "creationTimeAfter": request.get("submitTimeAfter"),
+            "creationTimeBefore": request.get("submitTimeBefore"),
+        }
+        found, token = page(call.records.iterate(BATCH_KIND), wanted, "job_name")
+        summaries = [model_invocation_job.describe(call, record) for record in found]
+        return {"invocationJobSummaries": summaries, "nextToken": token}
+
+    def stop_model_invocation_job(self, call: Call, request: Request) -> dict[str, Any]:
+        record = self._batch(call, "StopModelInvocationJob", request["jobIdentifier"])
+        model_invocation_job.stop(call, record)
+        self._wake()
+        return {}
+
+    def _batch(self, call: Call, operation: str, identifier: str) -> Record:
+        record = model_invocation_job.find(call, identifier)
+        self._ask(call, operation, identifier, model_invocation_job.arn(call, record.name))
+        return record
+
     def list_foundation_models(self, call: Call, request: Request) -> dict[str, Any]:
         return {"modelSummaries": foundation_model.listed(call, request, self._foundation)}
 
@@ -116,4 +153,6 @@ class Bedrock(Provider):
     def _tagged(self, call: Call, arn: str) -> Record:
         if ":model-import-job/" in arn:
             return model_import_job.find(call, arn)
+        if ":model-invocation-job/" in arn:
+            return model_invocation_job.find(call, arn)
         return imported_model.find(call, arn)

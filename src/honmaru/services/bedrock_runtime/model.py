@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 
-from honmaru.core.errors import EngineFailed, NotFound, NotReady, ValidationFault
+from honmaru.core.errors import EngineFailed, NotFound, NotReady
 from honmaru.deployments.catalog import find_artifact
 from honmaru.ports.models import FoundationModels, ModelArtifact
 from honmaru.security.calls import Call
@@ -31,13 +31,6 @@ async def resolve(call: Call, foundation: FoundationModels, operation: str, iden
         call.authorize(f"bedrock:{operation}", model.arn)
     call.resources.append((model.arn, model.arn_type))
     return model
-
-
-def require_chat(model: ModelArtifact) -> None:
-    if not model.instruct:
-        raise ValidationFault(
-            f"This model doesn't support conversations, it has no chat template: {model.name}. Use InvokeModel."
-        )
 
 
 @contextlib.contextmanager

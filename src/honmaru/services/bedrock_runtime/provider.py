@@ -10,17 +10,17 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
-from honmaru.core.conversation import converse, native
+from honmaru.core.conversation import converse, invocation, native
+from honmaru.core.conversation.invocation import require_chat
 from honmaru.core.conversation.model import unsupported
 from honmaru.core.errors import EngineFailed, ValidationFault
 from honmaru.ports.models import Completion, Delta, FoundationModels, Generation, ModelArtifact, ModelServers, Vectors
 from honmaru.ports.runtime import Clock
 from honmaru.security.calls import Call, Provider, Target
-from honmaru.services.bedrock_runtime.model import modelled, require_chat, resolve
+from honmaru.services.bedrock_runtime.model import modelled, resolve
 
 Request = Mapping[str, Any]
 
@@ -73,21 +73,14 @@ class BedrockRuntime(Provider):
     async def invoke_model(self, call: Call, request: Request) -> dict[str, Any]:
         model = await self._model(call, "InvokeModel", request["modelId"])
         asked = _native(call, request, model)
-        family = asked.family
-        if asked.embedding is not None:
-            vectors = await self._embed(call, model, asked.embedding)
-            assert isinstance(family, native.EmbeddingFamily)  # noqa: S101 - only they read embeddings
-            body = family.answer(asked.embedding, vectors, call.request_id)
-            return {"body": native.written(body), "contentType": "application/json"}
-        wanted = self._native_wanted(model, asked)
-        completion, latency_ms = await self._whole(call, model, wanted)
-        if isinstance(family, native.ChatFamily):
-            paths = (asked.members or {}).get("additionalModelResponseFieldPaths")
-            result = converse.result(completion, paths, latency_ms)
-            body = family.whole(result, model.name, call.request_id)
+        texts = invocation.embedding(asked, model.name, model.features)
+        if texts is not None:
+            vectors = await self._embed(call, model, texts)
+            body = invocation.embedded(asked, vectors, model.name, call.request_id)
         else:
-            assert isinstance(family, native.PromptFamily)  # noqa: S101 - the only ones left
-            body = family.whole(completion)
+            wanted = _wanted(asked, model)
+            completion, latency_ms = await self._whole(call, model, wanted)
+            body = invocation.answer(asked, completion, model.name, call.request_id, latency_ms)
         return {"body": native.written(body), "contentType": "application/json"}
 
     async def invoke_model_with_response_stream(self, call: Call, request: Request) -> dict[str, Any]:
@@ -95,7 +88,7 @@ class BedrockRuntime(Provider):
         asked = _native(call, request, model)
         if asked.embedding is not None:
             raise unsupported(model.name, "streams of embeddings")
-        wanted = self._native_wanted(model, asked)
+        wanted = _wanted(asked, model)
         started = self._clock.monotonic()
         first, rest = await self._begin(call, model, wanted)
         first_ms = self._since(started)
@@ -123,12 +116,12 @@ class BedrockRuntime(Provider):
         model = await self._model(call, "CountTokens", request["modelId"])
         given = request["input"]
         if given.get("converse") is not None:
-            require_chat(model)
+            require_chat(model.name, instruct=model.instruct)
             wanted = converse.generation(given["converse"], model.name)
             wanted.check(model.name, model.features)
         elif given.get("invokeModel") is not None:
             asked = native.read(given["invokeModel"]["body"], model.name, model.families)
-            wanted = self._native_wanted(model, asked)
+            wanted = _wanted(asked, model)
         else:
             raise ValidationFault("input must hold converse or invokeModel")
         with modelled(model):
@@ -138,24 +131,10 @@ class BedrockRuntime(Provider):
         return await resolve(call, self._foundation, operation, identifier)
 
     def _wanted(self, call: Call, model: ModelArtifact, request: Request) -> Generation:
-        require_chat(model)
+        require_chat(model.name, instruct=model.instruct)
         wanted = converse.generation(request, model.name)
         wanted.check(model.name, model.features)
         _record(call, (request.get("serviceTier") or {}).get("type"), request.get("requestMetadata"))
-        return wanted
-
-    def _native_wanted(self, model: ModelArtifact, asked: native.Asked) -> Generation:
-        wanted = asked.generation
-        if wanted is None:
-            if asked.members is None:
-                raise unsupported(model.name, "this operation on texts to embed")
-            require_chat(model)
-            try:
-                wanted = converse.generation(asked.members, model.name)
-            except (KeyError, TypeError, AttributeError, IndexError) as wrong:
-                # No service model has checked the members of a native body.
-                raise ValidationFault(f"Malformed input request: {type(wrong).__name__} at {wrong}") from None
-        wanted.check(model.name, model.features)
         return wanted
 
     async def _whole(self, call: Call, model: ModelArtifact, wanted: Generation) -> tuple[Completion, int]:
@@ -171,8 +150,6 @@ class BedrockRuntime(Provider):
         return completion, latency_ms
 
     async def _embed(self, call: Call, model: ModelArtifact, asked: native.Embedding) -> Vectors:
-        if "embeddings" not in model.features:
-            raise unsupported(model.name, "embeddings")
         started = self._clock.monotonic()
         with modelled(model):
             found = await self._servers.embed(call.session, model, asked.texts, None)
@@ -180,10 +157,7 @@ class BedrockRuntime(Provider):
         call.response_headers["x-amzn-bedrock-input-token-count"] = str(found.input_tokens)
         call.beside["tokens"] = found.input_tokens
         call.response_headers["x-amzn-bedrock-invocation-latency"] = str(self._since(started))
-        size = len(found.vectors[0])
-        if asked.dimensions is not None and asked.dimensions > size:
-            raise ValidationFault(f"{asked.dimensions} dimensions were asked for; model {model.name} has {size}")
-        return Vectors([_shaped(vector, asked) for vector in found.vectors], found.input_tokens)
+        return found
 
     async def _begin(
         self, call: Call, model: ModelArtifact, wanted: Generation
@@ -281,14 +255,9 @@ def _native(call: Call, request: Request, model: ModelArtifact) -> native.Asked:
         if kind not in ("application/json", "*/*", "application/*"):
             raise ValidationFault(f"{member} {kind!r} is not supported; expected application/json")
     _record(call, request.get("serviceTier"), None)
-    embeds = "embeddings" in model.features and "completions" not in model.features
+    embeds = invocation.only_embeds(model.features)
     return native.read(request.get("body") or b"", model.name, model.families, embeds=embeds)
 
 
-def _shaped(vector: Any, asked: native.Embedding) -> list[float]:
-    """A vector as it was asked for: its first dimensions, of length 1."""
-    values = list(vector[: asked.dimensions]) if asked.dimensions is not None else list(vector)
-    if not asked.normalize:
-        return values
-    length = math.sqrt(sum(value * value for value in values)) or 1.0
-    return [value / length for value in values]
+def _wanted(asked: native.Asked, model: ModelArtifact) -> Generation:
+    return invocation.wanted(asked, model.name, model.features, instruct=model.instruct)
