@@ -10,11 +10,13 @@ Source: Goguen & Meseguer, "Security Policies and Security Models" (1982); SP 80
 
 from __future__ import annotations
 
+import json
 import os
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,10 @@ from honmaru.core.sessions import Session
 from honmaru.security.calls import Call
 from honmaru.security.guard import Guard, GuardedRecords, Record
 from honmaru.services.s3 import bucket as bucket_module
+from honmaru.services.s3 import lifecycle_runner, versions
 from honmaru.services.s3.bucket import BucketCommits
+from honmaru.services.s3.lifecycle_runner import LifecycleRunner
+from honmaru.services.s3.notification import Outbox, bus_of
 from honmaru.services.s3.provider import S3
 from honmaru.testing.keep import Keep, Upload, quick_directory, session
 
@@ -205,7 +210,92 @@ def s3_step(world: World, action: Action) -> str:
     return repr((operation, call.status, call.response_headers, answer))
 
 
-STEPS = {"guard": guard_step, "s3": s3_step}
+# Settings of buckets, their events, and the lifecycle runner that works at every label
+
+
+def settings_request(action: Action) -> tuple[str, dict[str, Any]]:
+    chance = random.Random(action.draw)
+    place = {"Bucket": chance.choice(BUCKETS)}
+    thing = {**place, "Key": chance.choice(KEYS)}
+    number = action.number
+    statement = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": f"arn:aws-iso:s3:::{place['Bucket']}/{number}",
+    }
+    rule = {"Status": "Enabled", "Filter": {"Prefix": chance.choice(KEYS)}, "ID": str(number)}
+    expiry = {**rule, "Expiration": {"Date": world_epoch()}}
+    cors = {"AllowedMethods": ["GET"], "AllowedOrigins": [f"http://{number}"]}
+    status = {"Status": chance.choice(["Enabled", "Suspended"])}
+    table: list[tuple[str, dict[str, Any]]] = [
+        ("PutBucketPolicy", {**place, "Policy": json.dumps({"Statement": statement})}),
+        ("PutBucketLifecycleConfiguration", {**place, "LifecycleConfiguration": {"Rules": [expiry]}}),
+        ("PutBucketLifecycleConfiguration", {**place, "LifecycleConfiguration": {"Rules": [expiry]}}),
+        ("PutBucketCors", {**place, "CORSConfiguration": {"CORSRules": [cors]}}),
+        ("PutPublicAccessBlock", {**place, "PublicAccessBlockConfiguration": {"BlockPublicAcls": bool(number % 2)}}),
+        (
+            "PutBucketNotificationConfiguration",
+            {**place, "NotificationConfiguration": {"EventBridgeConfiguration": {}}},
+        ),
+        (
+            "PutBucketNotificationConfiguration",
+            {**place, "NotificationConfiguration": {"EventBridgeConfiguration": {}}},
+        ),
+        ("PutBucketVersioning", {**place, "VersioningConfiguration": status}),
+        *((operation, place) for operation in _SETTINGS),
+        *([("PutObject", {**thing, "Body": Upload(b"x")})] * 8),
+        *([("DeleteObject", thing), ("ListObjectsV2", place), ("ListObjectVersions", place)] * 2),
+        *([("CreateBucket", place), ("DeleteBucket", place)]),
+        *([("", {})] * 8),
+    ]
+    return chance.choice(table)
+
+
+_SETTINGS = (
+    "GetBucketPolicy",
+    "DeleteBucketPolicy",
+    "GetBucketPolicyStatus",
+    "GetBucketLifecycleConfiguration",
+    "DeleteBucketLifecycle",
+    "GetBucketCors",
+    "DeleteBucketCors",
+    "GetPublicAccessBlock",
+    "GetBucketNotificationConfiguration",
+    "GetBucketEncryption",
+    "GetBucketAcl",
+)
+
+
+def world_epoch() -> datetime:
+    return datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def settings_step(world: World, action: Action) -> str:
+    operation, request = settings_request(action)
+    if operation:
+        return repr(
+            (operation, dict(getattr(world.s3, xform_name(operation))(world.keep.call(action.who, operation), request)))
+        )
+    if action.draw % 3:
+        runner = LifecycleRunner(
+            world.keep.guard,
+            world.keep.clock,
+            world.keep.ids,
+            world.s3._commits,
+            partition="aws-iso",
+            region="us-iso-east-1",
+        )
+        runner.run()
+        return ""
+    outbox = Outbox(world.keep.guard)
+    events = outbox.read(action.who, bus_of("aws-iso", "us-iso-east-1", action.who.account))
+    own = [event for event in events if event.label == action.who.label]
+    outbox.acknowledge(action.who, own[:1])
+    return repr([(event.label.canonical, event.detail) for event in events])
+
+
+STEPS = {"guard": guard_step, "s3": s3_step, "settings": settings_step}
 
 
 @pytest.fixture
@@ -245,6 +335,16 @@ def test_the_random_actions_reach_every_operation_and_many_outcomes(tmp_path: Pa
         "PutBucketVersioning",
     ):
         assert done.get(operation, 0) >= 1, done
+
+
+def test_the_random_actions_reach_settings_events_and_expiry(tmp_path: Path) -> None:
+    done: dict[str, int] = {}
+    for seed in range(15):
+        shown = World(tmp_path / str(seed)).run(actions(seed), settings_step)
+        for answer in shown.values():
+            for word in (*_SETTINGS, "ObjectCreated:Put", "ObjectRemoved:Delete", "LifecycleExpiration:Delete"):
+                done[word] = done.get(word, 0) + (f"'{word}'" in answer and "NotFound" not in answer)
+    assert all(done.values()), done
 
 
 # Sabotage: each removes one check, and the search above must find it.
@@ -310,7 +410,25 @@ def _every_version_is_listed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(GuardedRecords, "iterate_instances", every)
 
 
+def _rules_act_on_all_that_is_visible(patch: pytest.MonkeyPatch) -> None:
+    """A rule below that is carried out by somebody who sees, and may delete, everything."""
+    due = lifecycle_runner._due
+
+    def run(self: Any, bucket: Record, rules: Any, now: Any) -> Counter[str]:
+        done: Counter[str] = Counter()
+        for label in self._guard.all_labels():
+            call = self._call(bucket.account, self._guard.label(label), now)
+            for head in call.records.iterate("object", prefix=f"{bucket.name}/"):
+                if head.label.canonical == label:
+                    for _, request, check in due(rules, bucket, versions.key_of(head), [head], now):
+                        done["x"] += self._remove(call, request, check)
+        return done
+
+    patch.setattr(LifecycleRunner, "_of_bucket", run)
+
+
 SABOTAGES = {
+    "a rule acts above its bucket": (_rules_act_on_all_that_is_visible, "settings"),
     "every label is visible": (_every_label_is_visible, "guard"),
     "every label is visible (S3)": (_every_label_is_visible, "s3"),
     "one name over all labels": (_one_name_over_all_labels, "guard"),
