@@ -339,7 +339,7 @@ def test_the_random_actions_reach_every_operation_and_many_outcomes(tmp_path: Pa
 
 def test_the_random_actions_reach_settings_events_and_expiry(tmp_path: Path) -> None:
     done: dict[str, int] = {}
-    for seed in range(15):
+    for seed in range(30):
         shown = World(tmp_path / str(seed)).run(actions(seed), settings_step)
         for answer in shown.values():
             for word in (*_SETTINGS, "ObjectCreated:Put", "ObjectRemoved:Delete", "LifecycleExpiration:Delete"):
