@@ -171,7 +171,7 @@ def python_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def _category_ranges(category: str) -> str:
-    """The inside of a character class with every character of a Unicode category (L, M, N, P, S, Z or Alnum)."""
+    """The inside of a character class with every character of a Unicode category (L, Lu, M, ... Z, Zs, or Alnum)."""
     if category == "Alnum":
         return "a-zA-Z0-9"
     if not _RANGES:
@@ -188,11 +188,12 @@ def _scan_unicode() -> None:
 
     spans: dict[str, list[list[int]]] = {}
     for point in range(sys.maxunicode + 1):
-        letter = unicodedata.category(chr(point))[0]
-        found = spans.setdefault(letter, [])
-        if found and found[-1][1] == point - 1:
-            found[-1][1] = point
-        else:
-            found.append([point, point])
+        category = unicodedata.category(chr(point))
+        for name in (category[0], category):
+            found = spans.setdefault(name, [])
+            if found and found[-1][1] == point - 1:
+                found[-1][1] = point
+            else:
+                found.append([point, point])
     for letter, found in spans.items():
         _RANGES[letter] = "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in found)
