@@ -20,14 +20,16 @@ from honmaru.api.models import SERVICES
 from honmaru.app import process, run_files
 from honmaru.app.background import Background, Step
 from honmaru.app.issuer_keys import LocalIssuerKeys
-from honmaru.app.operator import OperatorServer
+from honmaru.app.operator import OperatorServer, operator_entry
 from honmaru.app.quantum import Quantum, quantum_environment
 from honmaru.app.quotas import NAMES, quotas
 from honmaru.app.runtime import SystemClock, SystemIds
 from honmaru.app.service_deliveries import ServiceDeliveries
 from honmaru.app.settings import DEFAULT_REGION, Settings
 from honmaru.app.tag_sources import tag_sources
+from honmaru.app.unsealing import Unsealed, no_core_dumps, ring_of, unseal
 from honmaru.core.errors import ConfigurationFault, HonmaruError
+from honmaru.core.labels import BOTTOM
 from honmaru.core.partitions import partition_of
 from honmaru.deployments import Engines, ModelServers
 from honmaru.deployments.catalog import find_artifact
@@ -84,7 +86,8 @@ _SWEEP_EVERY_S = 6 * 3600.0
 class Enclave:
     """Everything of one enclave, joined. Construct, then `start`; `close` stops it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, unsealed: Unsealed | None = None) -> None:
+        """Raises ConfigurationFault. `unsealed` opens the root key where it is sealed."""
         data = settings.data
         self.settings = settings
         self.clock = SystemClock()
@@ -96,7 +99,8 @@ class Enclave:
         self.ledger = Ledger(data / "ledger", heads=keys / "ledger", clock=self.clock, secret=self.ids.secret)
         self.records = SqlRecordStore(settings.database or f"sqlite:///{data / 'records.sqlite'}")
         self.blobs = ObstoreBlobStore(settings.blobs or str(data / "blobs"))
-        keyring = Keyring(keys / "ring", self.ids.secret)
+        keyring = self.keyring = Keyring(ring_of(data), self.ids.secret, unsealed.key if unsealed else None)
+        keyring.check()
         self.guard = Guard(self.records, self.blobs, keyring, self.ledger, self.clock, self.ids)
         self.identity = Identity(
             self.guard,
@@ -282,6 +286,11 @@ class Enclave:
             "ledger": "writable" if self.ledger.writable else "not writable: requests are refused",
         }
 
+    def note_unsealing(self, unsealed: Unsealed) -> None:
+        """The ledger says how the root key was opened, before anybody is answered."""
+        details = {"lock": unsealed.kind, "failures": unsealed.failures}
+        self.ledger.append(BOTTOM, operator_entry(self, "Unseal", details)).result()
+
     def run(self, announce: Callable[[dict[str, Any]], None]) -> None:
         """Serve until `stopping` is set."""
         self.guard.drain_outbox()
@@ -376,8 +385,12 @@ def run_enclave(settings: Settings, announce: Callable[[dict[str, Any]], None]) 
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     settings.data.chmod(0o700)
     process.make_room()
+    no_core_dumps()
     with run_files.take_lock(settings.data):
-        enclave = Enclave(settings)
+        unsealed = unseal(settings.data, required=settings.sealed, announce=announce)
+        enclave = Enclave(settings, unsealed)
+        if unsealed is not None:
+            enclave.note_unsealing(unsealed)
         process.settle()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: enclave.stopping.set())

@@ -60,12 +60,17 @@ def _environments(enclave: Enclave, _request: Mapping[str, Any]) -> dict[str, An
     }
 
 
+def _rotate_root_key(enclave: Enclave, _request: Mapping[str, Any]) -> dict[str, Any]:
+    return {"keys": enclave.keyring.rotate()}
+
+
 OPERATIONS: Mapping[str, Callable[[Enclave, Mapping[str, Any]], dict[str, Any]]] = {
     "Status": _status,
     "CreateUser": _create_user,
     "ListUsers": _list_users,
     "GetCredentials": _credentials,
     "ListEnvironments": _environments,
+    "RotateRootKey": _rotate_root_key,
 }
 
 
@@ -87,31 +92,36 @@ def answer(enclave: Enclave, request: Mapping[str, Any]) -> dict[str, Any]:
         result = OPERATIONS[operation](enclave, request)
     except HonmaruError as fault:
         error, result = fault, {"error": fault.message}
-    enclave.ledger.append(
-        _label_of(request),
-        api_call(
-            event_id=enclave.ids.uuid(),
-            session=None,
-            service="honmaru",
-            event_source="operator.honmaru",
-            operation=operation,
-            request_id=enclave.ids.uuid(),
-            at=enclave.clock.now(),
-            decision="Allow" if error is None else "Deny",
-            error_code=type(error).__name__ if error else None,
-            error_message=error.message if error else None,
-            resources=[],
-            request_digest="",
-            response_digest="",
-            details={key: request[key] for key in ("name", "user", "clearance", "label") if request.get(key)},
-            source_ip="operator-socket",
-            user_agent="honmaru",
-            region=enclave.region,
-            account=enclave.account,
-            read_only=operation in ("Status", "ListUsers", "ListEnvironments"),
-        ),
-    ).result()
+    details = {key: request[key] for key in ("name", "user", "clearance", "label") if request.get(key)}
+    enclave.ledger.append(_label_of(request), operator_entry(enclave, operation, details, error)).result()
     return result
+
+
+def operator_entry(
+    enclave: Enclave, operation: str, details: Mapping[str, Any], error: HonmaruError | None = None
+) -> dict[str, Any]:
+    """The ledger entry of what the local operator did."""
+    return api_call(
+        event_id=enclave.ids.uuid(),
+        session=None,
+        service="honmaru",
+        event_source="operator.honmaru",
+        operation=operation,
+        request_id=enclave.ids.uuid(),
+        at=enclave.clock.now(),
+        decision="Allow" if error is None else "Deny",
+        error_code=type(error).__name__ if error else None,
+        error_message=error.message if error else None,
+        resources=[],
+        request_digest="",
+        response_digest="",
+        details=details,
+        source_ip="operator-socket",
+        user_agent="honmaru",
+        region=enclave.region,
+        account=enclave.account,
+        read_only=operation in ("Status", "ListUsers", "ListEnvironments"),
+    )
 
 
 class OperatorServer:
@@ -121,7 +131,7 @@ class OperatorServer:
         class Handler(socketserver.StreamRequestHandler):
             def handle(self) -> None:
                 try:
-                    _require_own_user(self.connection)
+                    require_own_user(self.connection)
                     line = self.rfile.readline(_MAX_REQUEST_BYTES)
                     request = json.loads(line)
                     if not isinstance(request, dict):
@@ -148,7 +158,8 @@ class OperatorServer:
         self._path.unlink(missing_ok=True)
 
 
-def _require_own_user(connection: socket.socket) -> None:
+def require_own_user(connection: socket.socket) -> None:
+    """Raises AccessDenied unless the peer is the enclave's own user, or root."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     _pid, uid, _gid = struct.unpack("3i", credentials)
     if uid not in (0, os.getuid()):

@@ -38,6 +38,9 @@ class Settings:
     real_hostnames: bool = False
     """Serve AWS's own host names of the region under the private CA, for clients that hard-code them."""
 
+    sealed: bool = False
+    """Refuse to start unless the root key is sealed; a sealed one waits for `honmaru unseal` in any case."""
+
     def check(self) -> None:
         """Raises ConfigurationFault with every problem and its repair."""
         problems: list[str] = []

@@ -37,6 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for holder, rate in (("principal", 5_000.0), ("account", 20_000.0)):
         says = f"requests/s of one {holder} at one label (default {rate:,.0f}; 0 for no limit)"
         parser.add_argument(f"--{holder}-rate", type=float, default=rate, metavar="N", help=says)
+    parser.add_argument("--sealed", action="store_true", help="insist on a sealed root key; then `honmaru unseal`")
     parser.add_argument("--detach", action="store_true", help="run in the background; returns when it answers")
     parser.add_argument("--json", action="store_true", help="print one JSON object when it answers")
 
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
         database=args.database,
         blobs=args.blobs,
         model_idle_s=args.model_idle,
+        sealed=args.sealed,
         principal_requests_s=args.principal_rate,
         account_requests_s=args.account_rate,
     )
@@ -65,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
 def _announce(facts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts), flush=True)
+        return
+    if facts.get("sealed"):
+        print(f"honmaru is sealed ({facts['lock']}), pid {facts['pid']}: run `honmaru unseal`", flush=True)
         return
     if str(facts["endpoint"]).startswith("http:"):
         print("Warning: plain http. Secrets and answers cross the loopback interface unencrypted.", flush=True)
@@ -103,6 +108,7 @@ def _detach(settings: Settings, *, as_json: bool) -> int:
     for flag, value in (("--region", settings.region), ("--database", settings.database), ("--blobs", settings.blobs)):
         command += [flag, value] if value else []
     command += ["--http"] if settings.http else []
+    command += ["--sealed"] if settings.sealed else []
     command += ["--real-hostnames"] if settings.real_hostnames else []
     errors = log / "enclave.log"
     offset = errors.stat().st_size if errors.exists() else 0
