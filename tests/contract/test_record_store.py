@@ -144,6 +144,30 @@ def test_lists_longer_than_one_fetch(store: SqlRecordStore) -> None:
     assert [row.name for row in rows] == [f"{i:05}" for i in range(1400)]
 
 
+@pytest.mark.parametrize("kind", ["bucket", "object"])
+def test_what_is_asked_of_many_accounts_agrees_with_asking_each(store: SqlRecordStore, kind: str) -> None:
+    accounts = [str(number) for number in range(10, 40)]
+    made = [
+        create(f"{name}{int(account) % 3}", label, account=account, kind=kind, state=state)
+        for account in accounts
+        for name, state in (("a", ""), ("b", "New"), ("c", "Old"))
+        for label in (LOW, HIGH)
+        if (int(account) + len(label)) % 4
+    ]
+    store.apply(made)
+    for labels in ([LOW], [HIGH], [LOW, HIGH, OTHER]):
+        for state in (None, "", "New"):
+            every = [row for a in accounts for row in store.list(a, "s3", kind, labels, state=state)]
+            every.sort(key=lambda row: (row.name, row.label, row.account))
+            assert store.list(None, "s3", kind, labels, state=state) == every
+            assert store.list(None, "s3", kind, labels, state=state, limit=7) == every[:7]
+            assert store.list(None, "s3", kind, labels, state=state, prefix="b", after="b0") == [
+                row for row in every if row.name > "b0" and row.name.startswith("b")
+            ]
+        one = [row for a in accounts for row in store.get(a, "s3", kind, "a1", labels)]
+        assert store.get(None, "s3", kind, "a1", labels) == sorted(one, key=lambda row: (row.label, row.account))
+
+
 def test_labels_are_remembered_after_the_last_record_is_gone(store: SqlRecordStore) -> None:
     assert store.labels() == frozenset()
     (first, _) = store.apply([create("a"), create("a", HIGH)])

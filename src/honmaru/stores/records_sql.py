@@ -6,6 +6,8 @@ Invariants (beside those of the port, `ports.records`):
   synchronous_commit is on for every session. (`sql_databases`, where commits are grouped.)
 - An index range serves every `get` and `list`: (scope, service, kind, name) is the primary key, where a scope is one
   account at one label. A list reads only rows of the scopes that were asked for, so rows at other labels cost nothing.
+- What is asked of all accounts costs what it finds, not how many accounts there are: an index without the scope serves
+  it, for every kind but those of which there are millions (`_BULK`).
 
 Only the guard holds a store; bodies arrive sealed.
 """
@@ -68,6 +70,32 @@ sql.Index(
     postgresql_where=_records.c.state != sql.literal_column("''"),
 )
 
+_BULK = ("layout", "null-version", "object", "part", "version")
+"""Kinds whose rows are too many for a further index, and which nobody asks for across accounts."""
+_NOT_BULK = f"kind NOT IN ({', '.join(repr(kind) for kind in _BULK)})"
+_STATED = f"state != '' AND {_NOT_BULK}"
+sql.Index(
+    "records_across",
+    _records.c.service,
+    _records.c.kind,
+    _records.c.name,
+    _records.c.scope,
+    sqlite_where=sql.text(_NOT_BULK),
+    postgresql_where=sql.text(_NOT_BULK),
+)
+sql.Index(
+    "records_across_by_state",
+    _records.c.service,
+    _records.c.kind,
+    _records.c.state,
+    _records.c.name,
+    _records.c.scope,
+    sqlite_where=sql.text(_STATED),
+    postgresql_where=sql.text(_STATED),
+)
+_FEW = 16
+"""Up to so many scopes are asked one by one."""
+
 _outbox = sql.Table(
     "outbox",
     _metadata,
@@ -92,12 +120,14 @@ _PRESENT = {True: _PRESENCE, False: f"{_PRESENCE} FOR SHARE"}
 _FROM = "SELECT version FROM records WHERE scope = ? AND service = ? AND kind = ? AND name >= ?"
 _ENQUEUE = "INSERT INTO outbox (id, label, payload) VALUES (?, ?, ?)"
 _OUTBOX = "SELECT id, label, payload FROM outbox ORDER BY position LIMIT ?"
-_SCOPES = "SELECT id, account, label FROM scopes"
+_SCOPES = "SELECT id, account, label FROM scopes WHERE id > ?"
 # Scopes are only ever added. A sequence of PostgreSQL may commit a lower number after a higher one; SQLite has one
 # writer, so there the highest number tells, and finding it reads one page however many there are.
 _NEWS = {True: "SELECT max(id) FROM scopes", False: "SELECT count(*) FROM scopes"}
 _ADD_SCOPE = "INSERT INTO scopes (account, label) VALUES (?, ?) ON CONFLICT DO NOTHING"
 _SCOPE = "SELECT id FROM scopes WHERE account = ? AND label = ?"
+_GET_ACROSS = f"SELECT {_COLUMNS} FROM records WHERE service = ? AND kind = ? AND name = ? AND {_NOT_BULK}"  # noqa: S608
+_LAST_SCOPE = (1 << 62) - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -128,8 +158,13 @@ class SqlRecordStore:
         scopes = self._scope_ids(account, labels)
         if not scopes:
             return []
-        found = self._database.read(_get(len(scopes)), (*scopes, service, kind, name))
-        rows = [self._row(columns) for columns in found]
+        if account is None and len(scopes) > _FEW and kind not in _BULK:
+            wanted = frozenset(scopes)
+            found = self._database.read(_GET_ACROSS, (service, kind, name))
+            rows = [self._row(columns) for columns in found if columns[0] in wanted]
+        else:
+            found = self._database.read(_get(len(scopes)), (*scopes, service, kind, name))
+            rows = [self._row(columns) for columns in found]
         return rows if len(rows) < 2 else sorted(rows, key=lambda row: (row.label, row.account))
 
     def list(
@@ -144,10 +179,11 @@ class SqlRecordStore:
         state: str | None = None,
         limit: int = 1000,
     ) -> list[Row]:
-        streams = [
-            self._stream(scope, service, kind, prefix, after, state, limit)
-            for scope in self._scope_ids(account, labels)
-        ]
+        scopes = self._scope_ids(account, labels)
+        if account is None and len(scopes) > _FEW and kind not in _BULK:
+            across = self._across(frozenset(scopes), service, kind, prefix, after, state)
+            return [row for row, _ in zip(across, range(limit), strict=False)]
+        streams = [self._stream(scope, service, kind, prefix, after, state, limit) for scope in scopes]
         if len(streams) == 1:
             return [*streams[0]]
         merged = heapq.merge(*streams, key=lambda row: (row.name, row.label, row.account))
@@ -291,6 +327,32 @@ class SqlRecordStore:
             start, inclusive = found[-1][3], False
             chunk *= 2
 
+    def _across(
+        self, scopes: frozenset[int], service: str, kind: str, prefix: str, after: str, state: str | None
+    ) -> Iterator[Row]:
+        """Rows of many scopes by (name, label, account)."""
+        end = _successor(prefix)
+        until = () if end is None else (end,)
+        of_kind = (service, kind) if state is None else (service, kind, state)
+        filtered = None if state is None else state != ""
+        # The last scope of `after` lies behind every one of its rows; the first name from `prefix` on before them.
+        place: tuple[str, int] = (after, _LAST_SCOPE) if after >= prefix else (prefix, -1)
+        group: builtins.list[Row] = []
+        while True:
+            found = self._database.read(_across_page(filtered, end is not None), (*of_kind, *place, *until, _CHUNK))
+            for columns in found:
+                if columns[0] not in scopes:
+                    continue
+                row = self._row(columns)
+                if group and group[0].name != row.name:
+                    yield from sorted(group, key=lambda row: (row.label, row.account))
+                    group = []
+                group.append(row)
+            if len(found) < _CHUNK:
+                yield from sorted(group, key=lambda row: (row.label, row.account))
+                return
+            place = (found[-1][3], found[-1][0])
+
     def _row(self, columns: Any) -> Row:
         scope, service, kind, name, state, version, created, updated, body = columns
         account, label = self._places[scope]
@@ -317,7 +379,9 @@ class SqlRecordStore:
 
     def _load_scopes(self) -> None:
         news = self._database.read(_NEWS[self._sqlite])  # first: what comes between the two is loaded again
-        found = self._database.read(_SCOPES)
+        # On SQLite scopes are numbered in the order of their commits, so only those behind the last one are new.
+        behind = max(self._places, default=-1) if self._sqlite else -1
+        found = self._database.read(_SCOPES, (behind,))
         self._remember({(account, label): scope for scope, account, label in found})
         self._news = news
 
@@ -326,7 +390,7 @@ class SqlRecordStore:
         if scopes:
             self._scopes = self._scopes | scopes
             self._places = self._places | {scope: place for place, scope in scopes.items()}
-            self._labels = frozenset(label for _, label in self._scopes)
+            self._labels |= frozenset(label for _, label in scopes)
 
 
 @functools.cache
@@ -347,6 +411,16 @@ def _page(filtered: bool | None, inclusive: bool, bounded: bool) -> str:
     return (
         f"SELECT {_COLUMNS} FROM records WHERE scope = ? AND service = ? AND kind = ?{wanted} "  # noqa: S608
         f"AND name {'>=' if inclusive else '>'} ?{' AND name < ?' if bounded else ''} ORDER BY name LIMIT ?"
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _across_page(filtered: bool | None, bounded: bool) -> str:
+    """One chunk of a list over all scopes, in the order of names."""
+    wanted = "" if filtered is None else " AND state = ?" + (" AND state != ''" if filtered else "")
+    return (
+        f"SELECT {_COLUMNS} FROM records WHERE service = ? AND kind = ?{wanted} AND {_NOT_BULK} "  # noqa: S608
+        f"AND (name, scope) > (?, ?){' AND name < ?' if bounded else ''} ORDER BY name, scope LIMIT ?"
     )
 
 

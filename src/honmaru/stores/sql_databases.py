@@ -83,7 +83,7 @@ class SqliteDatabase:
         with _faults():
             engine = sql.create_engine(url, connect_args={"timeout": 30})
             with engine.begin() as connection:
-                metadata.create_all(connection)
+                _create(metadata, connection)
             engine.dispose()
         with _driver_faults():
             self._writer = self._connect()
@@ -199,7 +199,7 @@ class PooledDatabase:
 
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         with _faults(), self._engine.begin() as connection:
-            metadata.create_all(connection)
+            _create(metadata, connection)
 
     def read(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         with _faults(), self._reader.connect() as connection:
@@ -211,6 +211,14 @@ class PooledDatabase:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _create(metadata: sql.MetaData, connection: sql.Connection) -> None:
+    """Tables, and indexes that a database of an earlier version lacks."""
+    metadata.create_all(connection)
+    for table in metadata.tables.values():
+        for index in table.indexes:
+            index.create(connection, checkfirst=True)
 
 
 def _native(statement: str) -> str:
