@@ -1,0 +1,106 @@
+"""`honmaru seal`, `up --sealed`, `unseal`, `crypto`: as an operator runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from honmaru.app.operator import ask
+from honmaru.app.run_files import running_pid
+from honmaru.testing.enclaves import LiveEnclave
+
+
+def honmaru(*arguments: str, data: Path | None = None, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "honmaru", *arguments, *(["--data", str(data)] if data else [])]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=90, check=False)
+
+
+def answers(enclave: LiveEnclave) -> bool:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        path = enclave.data / "run" / "enclave.json"
+        if path.exists() and not (facts := json.loads(path.read_text())).get("sealed"):
+            enclave.facts = facts
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def up_sealed(enclave: LiveEnclave) -> dict[str, Any]:
+    # The port is taken from the facts once it is unsealed.
+    done = honmaru("up", "--sealed", "--detach", "--json", "--port", "0", "--region", enclave.region, data=enclave.data)
+    assert done.returncode == 0, done.stderr
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+def test_an_enclave_is_sealed_opened_by_two_of_three_people_and_rotated(tmp_path: Path) -> None:
+    enclave = LiveEnclave(tmp_path / "data").up()
+    kms = enclave.client("kms", "admin", "SECRET")
+    key = kms.create_key()["KeyMetadata"]["KeyId"]
+    blob = kms.encrypt(KeyId=key, Plaintext=b"before")["CiphertextBlob"]
+    assert "is not sealed" in honmaru("unseal", data=enclave.data).stdout
+    refused = honmaru("seal", "--shares", "2/3", data=enclave.data)
+    assert refused.returncode == 1 and "already runs" in refused.stderr
+    enclave.down()
+    assert "not sealed" in honmaru("up", "--sealed", data=enclave.data).stderr
+
+    sealed = honmaru("seal", "--shares", "2/3", data=enclave.data)
+    shares = [line.partition(": ")[2] for line in sealed.stdout.splitlines() if line.startswith("share ")]
+    assert len(shares) == 3 and not (enclave.data / "keys" / "ring" / "root.key").exists()
+    facts = up_sealed(enclave)
+    assert facts["sealed"] and "endpoint" not in facts
+    try:
+        assert ask(enclave.data, "Status")["threshold"] == 2
+        assert "misspelt" in honmaru("unseal", data=enclave.data, stdin="academic academic\n").stderr
+        assert "is sealed" in honmaru("user", "list", data=enclave.data).stderr
+        assert "1 of 2" in honmaru("unseal", data=enclave.data, stdin=f"{shares[2]}\n").stdout
+        assert "1 of 2" in honmaru("unseal", data=enclave.data, stdin=f"{shares[2]}\n").stdout
+        assert "Unsealed" in honmaru("unseal", data=enclave.data, stdin=f"{shares[0]}\n").stdout
+        assert answers(enclave)
+        kms = enclave.client("kms", "admin", "SECRET")
+        assert kms.decrypt(CiphertextBlob=blob)["Plaintext"] == b"before"
+        rotated = honmaru("crypto", "rotate", data=enclave.data)
+        assert "under a new root key" in rotated.stdout, rotated.stderr
+        assert kms.decrypt(CiphertextBlob=blob)["Plaintext"] == b"before"
+    finally:
+        pid = running_pid(enclave.data)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            while running_pid(enclave.data) is not None:
+                time.sleep(0.02)
+    # After kill -9: the same people open it, and the ledger says how it was opened.
+    up_sealed(enclave)
+    try:
+        for share in shares[1:]:
+            honmaru("unseal", data=enclave.data, stdin=f"{share}\n")
+        assert answers(enclave)
+        kms = enclave.client("kms", "admin", "SECRET")
+        assert kms.decrypt(CiphertextBlob=blob)["Plaintext"] == b"before"
+        trail = enclave.client("cloudtrail")
+        lookup = [{"AttributeKey": "EventName", "AttributeValue": "Unseal"}]
+        found = [json.loads(e["CloudTrailEvent"]) for e in trail.lookup_events(LookupAttributes=lookup)["Events"]]
+        assert {"lock": "shares", "failures": 1} in [event["honmaru"]["details"] for event in found]
+    finally:
+        enclave.down()
+
+
+def test_the_inventory_is_printed_both_ways() -> None:
+    text = honmaru("crypto", "inventory")
+    assert "CNSA 2.0  ML-DSA-87" in text.stdout and "nothing here is FIPS validated" in text.stdout
+    document = json.loads(honmaru("crypto", "inventory", "--json").stdout)
+    names = {component["name"] for component in document["components"]}
+    assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.6")
+    assert {"ML-KEM-1024", "Argon2id", "AES-256-GCM", "MD5"} <= names
+    outside = [
+        component
+        for component in document["components"]
+        if {"name": "honmaru:cnsa2.0", "value": "no"} in component["properties"]
+    ]
+    assert outside and all(any(p["name"] == "honmaru:reason" for p in one["properties"]) for one in outside)
