@@ -371,6 +371,7 @@ class Connection(asyncio.Protocol):
             "client": self.client,
             "scheme": "https" if self.secure else "http",
         }
+        self.headers = []  # trailers are parsed like headers: they are counted, and never become any
         keep_alive = self.http_11 and parser.should_keep_alive() and not parser.should_upgrade()
         request = Request(self, scope, keep_alive, self.expects)
         scope["honmaru.answer"] = request.answer
