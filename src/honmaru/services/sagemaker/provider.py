@@ -31,6 +31,10 @@ class SageMaker(Provider):
 
     service: ClassVar[str] = "sagemaker"
 
+    prompt: ClassVar[frozenset[str]] = frozenset(
+        ("DescribeTrainingJob", "DescribeModelPackageGroup", "DescribeModelPackage")
+    )
+
     targets: ClassVar[Mapping[str, Target]] = {
         **_on(f"{_ARN}training-job/{{TrainingJobName}}", "CreateTrainingJob", "DescribeTrainingJob", "StopTrainingJob"),
         **_on("*", "ListTrainingJobs", "ListModelPackageGroups", "ListModelPackages"),
