@@ -299,3 +299,7 @@ def test_the_header_that_announces_expiry(bench: Bench) -> None:
     header = lifecycle.expiration_header(bucket, "x", 1, {}, now)
     assert header == 'expiry-date="Thu, 03 Jan 2030 00:00:00 GMT", rule-id="a%20b"'
     assert lifecycle.expiration_header(bucket, "y", 1, {}, now) is None
+    announced = 'expiry-date="Wed, 02 Jan 2030 00:00:00 GMT", rule-id="a%20b"'
+    assert bench.put(U, "x1")["Expiration"] == announced
+    assert bench(U, "HeadObject", Key="x1")["Expiration"] == announced == bench(U, "GetObject", Key="x1")["Expiration"]
+    assert bench.put(U, "y")["Expiration"] is None and bench(S, "HeadObject", Key="x1")["Expiration"] == announced

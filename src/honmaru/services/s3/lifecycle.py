@@ -232,6 +232,15 @@ def expiration_header(bucket: Record, key: str, size: int, tags: Mapping[str, st
     return f'expiry-date="{at:%a, %d %b %Y %H:%M:%S} GMT", rule-id="{quote(identity, safe="")}"'
 
 
+def announced(bucket: Record, record: Record) -> str | None:
+    """`expiration_header` of a current version; None for others, and where the object lies below its bucket's label."""
+    if record.kind != "object" or record.label != bucket.label or "size" not in record.body:
+        return None
+    body = record.body
+    key = record.name.partition("/")[2]
+    return expiration_header(bucket, key, body["size"], body["tags"], datetime.fromisoformat(body["modified"]))
+
+
 def removes_lone_marker(rules: Sequence[Rule], key: str, since: datetime, now: datetime) -> bool:
     """Whether a delete marker with no version behind it goes: by ExpiredObjectDeleteMarker, or by age in days."""
     for rule in rules:

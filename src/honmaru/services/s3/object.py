@@ -16,7 +16,7 @@ from honmaru.core.errors import AccessDenied, RequestFault, ValidationFault
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.services.s3 import bucket as buckets
-from honmaru.services.s3 import checksums, contents, retention, sse, versions
+from honmaru.services.s3 import checksums, contents, lifecycle, retention, sse, versions
 from honmaru.services.s3.requests import (
     byte_range,
     check_key,
@@ -64,10 +64,12 @@ def put(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) 
     if tags:
         call.authorize("s3:PutObjectTagging", _arn(call, request["Bucket"], request["Key"]))
     locked = retention.stated(call, request)
-    contents.check_early(call, buckets.require(call.records, request), request, locked)
+    bucket = buckets.require(call.records, request)
+    contents.check_early(call, bucket, request, locked)
     intake = checksums.intake(request, call.headers)
     record = keep(call, request, commits, intake, tags, request, locked)
     return {
+        "Expiration": lifecycle.announced(bucket, record),
         "ETag": quoted(record.body["etag"]),
         "VersionId": written(record),
         **_checksum_members(record.body),
@@ -182,6 +184,7 @@ def _describe(
         "ETag": quoted(body["etag"]),
         "ContentType": body["type"],
         "VersionId": versions.shown(bucket, record),
+        "Expiration": lifecycle.announced(bucket, record),
         "Metadata": dict(body["metadata"]),
         **body["headers"],
         **sse.described(body),
