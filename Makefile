@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-clients test-radosgw test-inference test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-inference bench-quantum docs new-service clean
+.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-keys test-clients test-radosgw test-inference test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-inference bench-quantum docs new-service clean
 
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ test: install ## every test but the long ones (under 5 minutes on 2 cores)
 test-long: install ## the full kill, tamper and mutation runs
 	@scripts/system bubblewrap postgresql
 	@HONMARU_LONG=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --timeout 3600 tests/unit tests/security
+
+test-keys: install ## root keys in SoftHSM's token, the CBOM against CycloneDX's schema, every kill of a rotation
+	@scripts/system softhsm2
+	@scripts/install-peers cbom
+	@HONMARU_LONG=1 $(BIN)/python -m pytest --timeout 3600 tests/unit/test_root_key.py tests/conformance/test_cbom_schema.py tests/security/test_kms_kill.py
 
 test-quantum: install-quantum system ## Amazon's Braket SDK, PennyLane and Qiskit against a live enclave
 	@HONMARU_QUANTUM=1 $(BIN)/python -m pytest tests/quantum tests/unit/test_quantum_parts.py

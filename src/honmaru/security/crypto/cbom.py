@@ -17,6 +17,7 @@ from honmaru.security.crypto.inventory import INVENTORY, Algorithm
 _PRIMITIVES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     # what the source calls it: CycloneDX's primitive, its functions
     "AESGCM": ("ae", ("encrypt", "decrypt")),
+    "AESSIV": ("ae", ("encrypt", "decrypt")),
     "argon2": ("kdf", ("keyderive",)),
     "ec": ("signature", ("keygen", "sign", "verify")),
     "ed25519": ("signature", ("keygen", "sign", "verify")),
@@ -25,7 +26,7 @@ _PRIMITIVES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "hmac-sha256": ("mac", ("tag", "verify")),
     "hmac-sha384": ("mac", ("tag", "verify")),
     "kbkdf": ("kdf", ("keyderive",)),
-    "keywrap": ("key-wrap", ("encapsulate", "decapsulate")),
+    "keywrap": ("ae", ("encrypt", "decrypt")),
     "md5": ("hash", ("digest",)),
     "mldsa": ("signature", ("keygen", "sign", "verify")),
     "mlkem": ("kem", ("keygen", "encapsulate", "decapsulate")),
