@@ -47,7 +47,8 @@ _LEVELS = {"ML-DSA-87": 5, "ML-KEM-1024": 5, "AES-256-GCM": 5, "SHA-384": 4}
 
 def cbom(version: str, at: datetime) -> dict[str, Any]:
     """The CBOM of this version of honmaru. `at` is the time it is made."""
-    components = [_component(algorithm) for algorithm in INVENTORY]
+    # One algorithm may be listed under several names of the source (`rsa` and `padding`): it is one component.
+    components = list({made["bom-ref"]: made for made in map(_component, reversed(INVENTORY))}.values())[::-1]
     digest = hashlib.sha384(repr((version, INVENTORY)).encode()).digest()
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
