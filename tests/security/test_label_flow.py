@@ -384,14 +384,14 @@ def _count_everything_before_deleting_a_bucket(patch: pytest.MonkeyPatch) -> Non
     """The classic leak: "not empty" because of objects that the session cannot see."""
     delete = bucket_module.delete
 
-    def counting(call: Call, request: Mapping[str, Any], commits: BucketCommits) -> Any:
+    def counting(call: Call, request: Mapping[str, Any]) -> Any:
         from honmaru.core.errors import Conflict
 
         labels = call.guard.all_labels()
         bucket_module.require(call.records, request)
         if call.guard.page(call.session.account, "s3", "object", labels, f"{request['Bucket']}/", "", None, 1):
             raise Conflict("The bucket you tried to delete is not empty", code="BucketNotEmpty")
-        return delete(call, request, commits)
+        return delete(call, request)
 
     patch.setattr(bucket_module, "delete", counting)
 

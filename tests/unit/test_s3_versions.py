@@ -477,7 +477,7 @@ def test_concurrent_changes_of_one_key_leave_a_whole_stack(
         thread.join()
     lines = client.listed()
     assert {version: None if marker else client.get("k", VersionId=version) for _, version, _, marker in lines} == kept
-    assert [latest for _, _, latest, _ in lines] == [True] + [False] * (len(lines) - 1)
+    assert [version for _, version, latest, _ in lines if latest] == [min(kept)], "ids sort newest first"
     assert blobs_on_disk(keep) == sum(content is not None for content in kept.values())
 
 
@@ -579,3 +579,62 @@ def test_every_change_has_its_event_in_the_same_transaction(keep: Keep) -> None:
     failing.clear()
     refused("NoSuchKey", lambda: client.get("n"))
     assert blobs_on_disk(keep) == blobs
+
+
+# What must not come apart
+
+
+def both(*works: Callable[[], object]) -> list[str | None]:
+    """Runs the works at the same instant; the error code of each, None where it succeeded."""
+    start = threading.Barrier(len(works))
+    codes: list[str | None] = [None] * len(works)
+
+    def attempt(number: int) -> None:
+        start.wait()
+        try:
+            works[number]()
+        except HonmaruError as fault:
+            codes[number] = fault.code
+
+    threads = [threading.Thread(target=attempt, args=(number,)) for number in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return codes
+
+
+def test_a_bucket_is_not_deleted_under_an_object_or_upload(clients: Callable[[Session], Client], keep: Keep) -> None:
+    client = clients(S)
+    outcomes = set()
+    for number in range(40):
+        client("CreateBucket")
+        writers = [lambda: clients(S).put("k", b"1"), lambda: clients(S)("CreateMultipartUpload", Key="k")]
+        codes = both(lambda: clients(S)("DeleteBucket"), writers[number % 2])
+        outcomes.add(tuple(codes))
+        assert tuple(codes) in {(None, "NoSuchBucket"), ("BucketNotEmpty", None), (None, None)}, codes
+        if codes == ["BucketNotEmpty", None]:
+            client.delete("k")
+            client("DeleteBucket")
+        assert not keep.store.list(S.account, "s3", "bucket", [S.label.canonical])
+        for kind in ("object", "upload", "part"):
+            assert not keep.store.list(S.account, "s3", kind, [S.label.canonical]), (codes, kind)
+    assert blobs_on_disk(keep) == 0 and len(outcomes) > 1, outcomes
+
+
+def test_a_part_never_outlives_its_upload(client: Client, clients: Callable[[Session], Client], keep: Keep) -> None:
+    for number in range(30):
+        place = {"Key": "k", "UploadId": client("CreateMultipartUpload", Key="k")["UploadId"]}
+        part = client("UploadPart", **place, PartNumber=1, Body=Upload(b"1"))
+        end = {"MultipartUpload": {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}}
+        ends = [
+            lambda place=place: clients(S)("AbortMultipartUpload", **place),
+            lambda place=place, end=end: clients(S)("CompleteMultipartUpload", **place, **end),
+        ]
+        late = lambda place=place, number=number: clients(S)(  # noqa: E731
+            "UploadPart", **place, PartNumber=1 + number // 2 % 2, Body=Upload(b"1")
+        )
+        codes = both(ends[number % 2], late)
+        assert codes[0] is None and codes[1] in (None, "NoSuchUpload"), codes
+        assert not keep.store.list(S.account, "s3", "part", [S.label.canonical])
+    assert blobs_on_disk(keep) == 15, "one for each that was completed"

@@ -4,15 +4,15 @@ Invariants:
 - A bucket is a record at a label. Who writes into a bucket whose visible record is lower makes a record of the same
   name at the session's label first (`adopt`), so deleting the lower one neither loses nor reveals higher objects.
 - Deleting a bucket counts only objects at or below the session's label.
-- Between "the bucket is there" and an object's commit the bucket of that label cannot be deleted (`Buckets.steady`).
+- An object's or upload's commit holds only while the bucket of its label is there, a bucket's deletion only while
+  neither is: conditions of the store, so they hold over all processes. Locks here only spare writers of a key retries.
 """
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -20,7 +20,7 @@ from honmaru.core.errors import AccessDenied, Conflict, NotFound, NotImplemented
 from honmaru.core.sessions import Session
 from honmaru.ports.keys import Keys
 from honmaru.security.calls import Call
-from honmaru.security.guard import GuardedChange, GuardedRecords, Record, Removal
+from honmaru.security.guard import GuardedChange, GuardedRecords, NoneLeft, Record, Removal
 from honmaru.services.s3 import retention, versions
 from honmaru.services.s3.events import ObjectEvents
 from honmaru.services.s3.requests import canonical_id, conflicting, refuse_unwritten
@@ -31,26 +31,22 @@ _PREFIXES = ("xn--", "sthree-", "amzn-s3-demo-")
 _SUFFIXES = ("-s3alias", "--ol-s3", ".mrap", "--x-s3", "--table-s3")
 _LIMIT = 10_000
 _ATTEMPTS = 16
+_TURNS = 256
 
 
 class BucketCommits:
-    """Locks, one per account and label, that keep a bucket from vanishing under an object's commit; and the listeners
-    that are asked about every such commit."""
+    """What all that changes objects shares: the listeners that are asked about every change, and turns for one key."""
 
     def __init__(self, keys: Keys[Call] | None = None) -> None:
         self.events = ObjectEvents()
         self.keys = keys
         """The key service, for SSE-KMS; without it such requests are refused."""
-        self._lock = threading.Lock()
-        self._locks: dict[tuple[str, str], threading.RLock] = {}
+        self._locks = [threading.Lock() for _ in range(_TURNS)]
 
-    @contextmanager
-    def steady(self, session: Session) -> Iterator[None]:
-        """Commits and bucket deletions of one account and label, one after the other. Other labels are not slowed."""
-        with self._lock:
-            lock = self._locks.setdefault((session.account, session.label.canonical), threading.RLock())
-        with lock:
-            yield
+    def turn(self, session: Session, name: str) -> threading.Lock:
+        """To be held while a key is changed: writers of one key at one label come one after the other, so none of them
+        runs out of attempts. Others are hardly ever slowed."""
+        return self._locks[hash((session.account, session.label.canonical, name)) % _TURNS]
 
 
 def check_name(name: str) -> None:
@@ -146,11 +142,12 @@ def _owned(name: str) -> Conflict:
     )
 
 
-def delete(call: Call, request: Mapping[str, Any], commits: BucketCommits) -> dict[str, Any]:
+def delete(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
     records = call.records
-    with commits.steady(call.acting):
+    for _ in range(_ATTEMPTS):
         record = require(records, request)
-        if records.list("object", prefix=f"{record.name}/", limit=1):
+        inside = f"{record.name}/"
+        if records.list("object", prefix=inside, limit=1):
             raise Conflict(
                 "The bucket you tried to delete is not empty. You must delete all versions in the bucket."
                 if versions.status_of(record)
@@ -159,18 +156,24 @@ def delete(call: Call, request: Mapping[str, Any], commits: BucketCommits) -> di
                 members={"BucketName": record.name},
             )
         changes: list[GuardedChange] = [Removal(record)]
+        conditions = [NoneLeft("object", inside), NoneLeft("upload", inside)]
         blobs: list[str] = []
-        for upload in records.iterate("upload", prefix=f"{record.name}/"):
+        for upload in records.iterate("upload", prefix=inside):
             if upload.label != record.label:
                 continue
             changes.append(Removal(upload))
+            conditions.append(NoneLeft("part", f"{upload.body['id']}/"))
             for part in records.iterate("part", prefix=f"{upload.body['id']}/"):
                 changes.append(Removal(part))
                 blobs.append(part.body["blob"])
-        records.apply(changes)
-    for blob in blobs:
-        call.blobs.delete(blob)
-    return {}
+        try:
+            records.apply(changes, conditions)
+        except Conflict:
+            continue
+        for blob in blobs:
+            call.blobs.delete(blob)
+        return {}
+    raise conflicting()
 
 
 def head(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:

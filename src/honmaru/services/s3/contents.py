@@ -23,7 +23,7 @@ from typing import Any
 from honmaru.core.errors import AccessDenied, Conflict, IntegrityFault, NotFound
 from honmaru.core.sessions import Session
 from honmaru.security.calls import Call
-from honmaru.security.guard import Guard, GuardedChange, GuardedRecords, Record
+from honmaru.security.guard import Guard, GuardedChange, GuardedCondition, GuardedRecords, Record, StillThere
 from honmaru.services.s3 import bucket as buckets
 from honmaru.services.s3 import retention, versions
 from honmaru.services.s3.events import ObjectEvent, created, removed
@@ -99,22 +99,25 @@ def store(
     commits: buckets.BucketCommits,
     request: Mapping[str, Any],
     body: Mapping[str, Any],
-    further: Callable[[], Sequence[GuardedChange]] = tuple,
+    further: Sequence[GuardedChange] = (),
+    conditions: Sequence[GuardedCondition] = (),
+    attempts: int = _ATTEMPTS,
 ) -> Record:
-    """Make `body` the content of the request's bucket and key, atomically with `further` changes.
+    """Make `body` the content of the request's bucket and key, atomically with `further` changes under `conditions`.
 
     In a bucket with versioning the present version stays as an older one; the answer's body holds the new id.
 
     Raises:
-        Conflict, NotFound: the request's If-Match or If-None-Match fails.
+        Conflict, NotFound: the request's If-Match or If-None-Match fails; or (OperationAborted) after `attempts`
+            other writers still come first.
         ValidationFault: the body holds retention or a hold, and the bucket has no object lock.
         And what `buckets.adopt` raises.
     Label: writes at the session's label, making the bucket there when only a lower one exists.
     """
     records = call.records
     name = name_of(request["Bucket"], request["Key"])
-    for _ in range(_ATTEMPTS):
-        with commits.steady(call.acting):
+    for _ in range(attempts):
+        with commits.turn(call.acting, name):
             bucket = buckets.adopt(records, request)
             seen = records.get("object", name)
             check_write_conditions(request, _etag(seen))
@@ -123,21 +126,18 @@ def store(
             stamped = {**body, **retention.of_new_version(bucket, body, call.now)}
             stamped |= versions.stamp(call, status, name, head)
             changes, blobs = versions.succession(records, bucket, name, head, stamped)
-            changes += further()
-            changes += commits.events.changes(
-                call,
-                ObjectEvent(
-                    created(call.operation),
-                    bucket,
-                    request["Key"],
-                    versions.id_of(stamped) if status else None,
-                    stamped["size"],
-                    stamped["etag"],
-                    versions.order_of(stamped),
-                ),
+            event = ObjectEvent(
+                created(call.operation),
+                bucket,
+                request["Key"],
+                versions.id_of(stamped) if status else None,
+                stamped["size"],
+                stamped["etag"],
+                versions.order_of(stamped),
             )
+            changes += [*further, *commits.events.changes(call, event)]
             try:
-                stored = records.apply(changes)[0]
+                stored = records.apply(changes, [StillThere(bucket), *conditions])[0]
             except Conflict:
                 continue
         for blob in blobs:
@@ -192,18 +192,21 @@ def remove(
     version_id = request.get("VersionId")
     versions.check_id(version_id)
     for _ in range(_ATTEMPTS):
-        with commits.steady(call.acting):
+        with commits.turn(call.acting, name_of(request["Bucket"], request["Key"])):
             bucket = buckets.require(records, request)
             check(versions.find(records, request["Bucket"], request["Key"]))
             if version_id is None and versions.status_of(bucket) is not None:
-                changes, blobs, removed = _cover(call, commits, request)
+                bucket = buckets.adopt(records, request)
+                changes, blobs, removed = _cover(call, commits, request, bucket)
             else:
                 found = versions.find(records, request["Bucket"], request["Key"], version_id)
                 if found is None:
                     return Removed(version_id)
                 changes, blobs, removed = _destroy(call, commits, request, bucket, found)
+            # A version is only ever made, as a marker is here, in a bucket that is there.
+            conditions = [StillThere(bucket)] if bucket.label == records.session.label else []
             try:
-                records.apply(changes)
+                records.apply(changes, conditions)
             except Conflict:
                 continue
         for blob in blobs:
@@ -215,10 +218,9 @@ def remove(
 _Deletion = tuple[list[GuardedChange], list[str], Removed]
 
 
-def _cover(call: Call, commits: buckets.BucketCommits, request: Mapping[str, Any]) -> _Deletion:
+def _cover(call: Call, commits: buckets.BucketCommits, request: Mapping[str, Any], bucket: Record) -> _Deletion:
     """A delete marker at the session's label: it hides what lies below, and takes nothing away from anybody there."""
     records = call.records
-    bucket = buckets.adopt(records, request)
     name = name_of(request["Bucket"], request["Key"])
     head = own(records.get("object", name), records)
     body = {"modified": call.now.isoformat(), **versions.stamp(call, versions.status_of(bucket), name, head)}

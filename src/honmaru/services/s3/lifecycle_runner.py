@@ -104,7 +104,7 @@ class LifecycleRunner:
             return 0
         try:
             request = {"Bucket": bucket.name, "Key": key, "UploadId": upload.body["id"]}
-            multipart.abort(call, request, self._commits)
+            multipart.abort(call, request)
         except (Conflict, NotFound):
             return 0  # completed or aborted meanwhile
         return 1

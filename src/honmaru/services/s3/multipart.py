@@ -18,15 +18,17 @@ from typing import Any
 
 from honmaru.core.errors import Conflict, NotFound, ValidationFault
 from honmaru.security.calls import Call
-from honmaru.security.guard import Creation, GuardedChange, Record, Removal
+from honmaru.security.guard import Creation, GuardedChange, NoneLeft, Record, Removal, Revision, StillThere
 from honmaru.services.s3 import bucket as buckets
 from honmaru.services.s3 import checksums, contents, retention, sse
 from honmaru.services.s3.listing import encoder
 from honmaru.services.s3.object import check_metadata, open_source, quoted, written
 from honmaru.services.s3.requests import (
+    ABORTED,
     byte_range,
     canonical_id,
     check_key,
+    conflicting,
     header_tags,
     refuse_unwritten,
     storage_class,
@@ -61,7 +63,7 @@ def create(call: Call, request: Mapping[str, Any], upload_id: str, commits: buck
     bucket = buckets.adopt(call.records, request)
     retention.of_new_version(bucket, body["object"], call.now)
     body["object"] |= sse.for_write(call, commits.keys, request, bucket).kept
-    call.records.create("upload", f"{request['Bucket']}/{upload_id}", body)
+    _begin(call, request, bucket, Creation("upload", f"{request['Bucket']}/{upload_id}", body))
     return {
         "Bucket": request["Bucket"],
         "Key": request["Key"],
@@ -71,6 +73,17 @@ def create(call: Call, request: Mapping[str, Any], upload_id: str, commits: buck
         **sse.described(body["object"]),
         "SSEKMSEncryptionContext": request.get("SSEKMSEncryptionContext"),
     }
+
+
+def _begin(call: Call, request: Mapping[str, Any], bucket: Record, upload: Creation) -> None:
+    for _ in range(_ATTEMPTS):
+        try:
+            call.records.apply([upload], [StillThere(bucket)])
+        except Conflict:
+            bucket = buckets.adopt(call.records, request)  # raises when it was deleted meanwhile
+            continue
+        return
+    raise conflicting()
 
 
 def upload_part(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) -> dict[str, Any]:
@@ -142,8 +155,7 @@ def _keep(
         "modified": call.now.isoformat(),
     }
     try:
-        with commits.steady(call.acting):  # complete, abort and bucket deletion must not come in between
-            replaced = _put_part(call, upload, number, body)
+        replaced = _put_part(call, upload, number, body)
     except BaseException:
         call.blobs.delete(ref.id)
         raise
@@ -159,17 +171,15 @@ def _put_part(call: Call, upload: Record, number: int, body: Mapping[str, Any]) 
     name = f"{upload.body['id']}/{number:05}"
     for _ in range(_ATTEMPTS):
         seen = call.records.get("part", name)
+        change = Creation("part", name, body) if seen is None else Revision(seen, body)
         try:
-            if call.records.get("upload", upload.name) is None:
-                raise _no_upload(upload.body["id"])
-            if seen is None:
-                call.records.create("part", name, body)
-                return None
-            call.records.update(seen, body)
-            return str(seen.body["blob"])
+            call.records.apply([change], [StillThere(upload)])
         except Conflict:
+            if call.records.get("upload", upload.name) is None:
+                raise _no_upload(upload.body["id"]) from None
             continue
-    raise Conflict("A conflicting operation is in progress against this resource. Try again.", code="OperationAborted")
+        return None if seen is None else str(seen.body["blob"])
+    raise conflicting()
 
 
 def complete(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) -> dict[str, Any]:
@@ -181,9 +191,10 @@ def complete(call: Call, request: Mapping[str, Any], commits: buckets.BucketComm
     if done is not None:
         return _completed(request, done)
     contents.check_early(call, buckets.require(records, request), request, {})
-    with commits.steady(call.acting):
+    for _ in range(_ATTEMPTS):
         upload = _upload(call, request)
-        parts = {part.body["number"]: part for part in records.iterate("part", prefix=f"{upload.body['id']}/")}
+        within = f"{upload.body['id']}/"
+        parts = {part.body["number"]: part for part in records.iterate("part", prefix=within)}
         chosen = _chosen(request, upload, parts)
         size = sum(part["size"] for part in chosen)
         if request.get("MpuObjectSize") is not None and int(request["MpuObjectSize"]) != size:
@@ -199,13 +210,19 @@ def complete(call: Call, request: Mapping[str, Any], commits: buckets.BucketComm
             "layout": layout.name,
         }
         changes: list[GuardedChange] = [layout, Removal(upload), *(Removal(part) for part in parts.values())]
-        record = contents.store(call, commits, request, body, lambda: changes)
-    kept = {part["blob"] for part in chosen}
-    for part in parts.values():
-        if part.body["blob"] not in kept:
-            call.blobs.delete(part.body["blob"])
-    call.details["bytes"] = size
-    return _completed(request, record)
+        try:
+            record = contents.store(call, commits, request, body, changes, [NoneLeft("part", within)], attempts=1)
+        except Conflict as fault:
+            if fault.code != ABORTED:
+                raise
+            continue  # a part came in between, or another writer of the key: look again
+        kept = {part["blob"] for part in chosen}
+        for part in parts.values():
+            if part.body["blob"] not in kept:
+                call.blobs.delete(part.body["blob"])
+        call.details["bytes"] = size
+        return _completed(request, record)
+    raise conflicting()
 
 
 def _layout_name(request: Mapping[str, Any]) -> str:
@@ -293,14 +310,19 @@ def _checksum(request: Mapping[str, Any], upload: Record, chosen: Sequence[Mappi
     return {"algorithm": algorithm, "value": value, "type": kind}
 
 
-def abort(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) -> dict[str, Any]:
-    with commits.steady(call.acting):
+def abort(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    for _ in range(_ATTEMPTS):
         upload = _upload(call, request)
-        parts = list(call.records.iterate("part", prefix=f"{upload.body['id']}/"))
-        call.records.apply([Removal(upload), *(Removal(part) for part in parts)])
-    for part in parts:
-        call.blobs.delete(part.body["blob"])
-    return {}
+        within = f"{upload.body['id']}/"
+        parts = list(call.records.iterate("part", prefix=within))
+        try:
+            call.records.apply([Removal(upload), *(Removal(part) for part in parts)], [NoneLeft("part", within)])
+        except Conflict:
+            continue  # a part came in between
+        for part in parts:
+            call.blobs.delete(part.body["blob"])
+        return {}
+    raise conflicting()
 
 
 def list_parts(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:

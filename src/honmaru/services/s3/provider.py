@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from honmaru.core.errors import AccessDenied
 from honmaru.ports.events import Destinations
 from honmaru.ports.runtime import Ids
 from honmaru.security.calls import Call, Provider, Resource, Target
@@ -55,6 +56,8 @@ def _noted(call: Call, request: Request) -> Call:
         path = request["Bucket"] if key is None else f"{request['Bucket']}/{key}"
         kind = "AWS::S3::Bucket" if key is None else "AWS::S3::Object"
         call.resources.append((f"arn:{call.session.partition}:s3:::{path}", kind))
+        if request.get("ExpectedBucketOwner") not in (None, call.account):
+            raise AccessDenied("Access Denied")
     return call
 
 
@@ -215,7 +218,7 @@ class S3(Provider):
         return bucket.create(_noted(call, request), request)
 
     def delete_bucket(self, call: Call, request: Request) -> Answer:
-        return bucket.delete(_noted(call, request), request, self._commits)
+        return bucket.delete(_noted(call, request), request)
 
     def head_bucket(self, call: Call, request: Request) -> Answer:
         return bucket.head(_noted(call, request), request)
@@ -410,7 +413,7 @@ class S3(Provider):
         return multipart.complete(_noted(call, request), request, self._commits)
 
     def abort_multipart_upload(self, call: Call, request: Request) -> Answer:
-        return multipart.abort(_noted(call, request), request, self._commits)
+        return multipart.abort(_noted(call, request), request)
 
     def list_parts(self, call: Call, request: Request) -> Answer:
         return multipart.list_parts(_noted(call, request), request)

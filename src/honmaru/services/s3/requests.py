@@ -165,11 +165,14 @@ def check_write_conditions(request: Mapping[str, Any], etag: str | None) -> None
             raise precondition_failed("If-Match")
 
 
+ABORTED = "OperationAborted"
+
+
 def conflicting() -> Conflict:
     """Too many concurrent changes of one and the same thing."""
     return Conflict(
         "A conflicting conditional operation is currently in progress against this resource. Try again.",
-        code="OperationAborted",
+        code=ABORTED,
     )
 
 
