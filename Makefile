@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-keys test-clients test-radosgw test-inference test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-inference bench-quantum docs new-service clean
+.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-keys test-clients test-radosgw test-inference test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-inference bench-policy bench-quantum docs new-service clean
 
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,10 @@ bench-ledger: install ## durable ledger appends per second and verify time, besi
 bench-gateway: install system ## the gateway beside moto_server: CPU a request, requests/s, latency, memory
 	@scripts/install-peers gateway
 	@$(BIN)/python benchmarks/bench_gateway.py
+
+bench-policy: install ## a decision of IAM with 1,000 statements attached, beside cedarpy and casbin
+	@PYTHON=$(PYTHON) scripts/install-peers policy
+	@$(BIN)/python benchmarks/bench_policy.py
 
 bench-quantum: install-quantum system ## quantum tasks beside the bare simulator in the same run
 	@$(BIN)/python benchmarks/bench_quantum.py
