@@ -11,7 +11,7 @@ import resource
 import sys
 
 _MOST_FILES = 65_536
-_ARENAS, _TRIM_BYTES, _MMAP_BYTES = 2, 8 << 20, 4 << 20
+_ARENAS, _TRIM_BYTES, _MMAP_BYTES = 2, 8 << 20, 8 << 20
 _M_ARENA_MAX, _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -8, -1, -3
 _SWITCH_S = 0.001
 
@@ -36,5 +36,5 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(5_000, 20, 50)
+    gc.set_threshold(2_000, 20, 50)
     sys.setswitchinterval(_SWITCH_S)

@@ -150,6 +150,7 @@ class Gateway:
             await self._refuse(exchange, wire, error)
         finally:
             pipeline.give_turn_back(exchange)
+            exchange.upload, exchange.members = None, {}  # an upload's source leads back to the exchange
 
     def _wire(self, exchange: Exchange) -> Wire:
         """The first wire that owns the request; for most that is the last one, which a look at two headers tells."""

@@ -424,6 +424,8 @@ class Connection(asyncio.Protocol):
         except Exception as fault:
             if not request.gone:
                 _LOG.error("an answer was not finished: %s", type(fault).__name__)
+        finally:
+            request.scope.clear()  # it leads back here: bodies must not wait for the collector of cycles
         if request.answered or request.gone:
             return
         if request.started:

@@ -92,6 +92,9 @@ class Guard:
         self._ids = ids
         self._vault = BlobVault(blobs, keyring, ids, self.label)
         self._labels: dict[str, Label] = {}
+        self._present: tuple[frozenset[str], list[str]] = (frozenset(), [])
+        self._visible: dict[Label, tuple[frozenset[str], list[str]]] = {}
+        """Label of a session → (the store's labels then, those that it dominates)."""
         self._callbacks: dict[str, list[Callable[[str, frozenset[str]], None]]] = {}
         self._lock = threading.Lock()
         self._appended: deque[tuple[str, Future[Any]]] = deque()
@@ -186,11 +189,22 @@ class Guard:
 
     def all_labels(self) -> list[str]:
         """Every label that any record carries or has carried, sorted."""
-        return sorted(self._store.labels())
+        return list(self._sorted(self._store.labels()))
 
     def visible_labels(self, high: Label) -> list[str]:
         """Those of `all_labels` that `high` dominates."""
-        return [canonical for canonical in self.all_labels() if high.dominates(self.label(canonical))]
+        present = self._store.labels()
+        known = self._visible.get(high)
+        if known is None or known[0] is not present:
+            below = [canonical for canonical in self._sorted(present) if high.dominates(self.label(canonical))]
+            known = self._visible[high] = (present, below)
+        return known[1]
+
+    def _sorted(self, present: frozenset[str]) -> list[str]:
+        """The store gives the same set until a label is added, so it is sorted once."""
+        if self._present[0] is not present:
+            self._present = (present, sorted(present))
+        return self._present[1]
 
     def rows(self, account: str | None, service: str, kind: str, name: str, labels: Collection[str]) -> list[Row]:
         """Sealed instances of one name at the given labels."""

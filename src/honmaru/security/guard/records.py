@@ -355,7 +355,9 @@ class TrustedRecords:
 
 
 def _is_name(name: str) -> bool:
-    return "\0" not in name and not any("\ud800" <= character <= "\udfff" for character in name)
+    if "\0" in name:
+        return False
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _check_name(name: str) -> None:

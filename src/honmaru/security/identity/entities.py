@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import re
+from functools import lru_cache
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
@@ -114,6 +115,7 @@ def key_id(ids: Ids, prefix: str, account: str) -> str:
     return prefix + digits + ids.token("", 8)
 
 
+@lru_cache(4096)
 def account_of_key(key: str) -> str:
     """The account that a key id states; it may state one that does not exist."""
     number = 0
