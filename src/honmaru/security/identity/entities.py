@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import re
-from functools import lru_cache
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
