@@ -1,8 +1,8 @@
 """A decision of IAM with 1,000 statements attached to the caller, beside cedarpy and casbin on equivalent policies.
 
-honmaru is measured where a request asks, `Identity.authorize`: it finds the principal and the resource, gathers condition
-keys, and consults resource, control, boundary and session policies. The peers answer the bare question. All get the same
-statements and questions, all must give the same answers.
+honmaru is measured where a request asks, `Identity.authorize`: it finds the principal and the resource, gathers
+condition keys, and consults resource, control, boundary and session policies. The peers answer the bare question. All
+get the same statements and questions, all must give the same answers.
 
     python benchmarks/bench_policy.py [--statements N] [--questions N] [--rounds N]
 """
@@ -32,7 +32,7 @@ ARN = "arn:aws-iso"
 
 
 def statements(count: int) -> list[dict[str, Any]]:
-    """Seven of ten: objects of one team's bucket; then jobs of a team, a protected folder, a key by way of a service."""
+    """Of ten, seven: objects of one team's bucket; jobs of a team, a protected folder, a key by way of a service."""
     made = []
     for n in range(count):
         kind = n % 10
