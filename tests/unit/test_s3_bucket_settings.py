@@ -196,7 +196,8 @@ def test_a_policy_is_kept_as_it_came(bench: Bench) -> None:
     assert bench(U, "GetBucketPolicy") == {"Policy": text} == bench(S, "GetBucketPolicy")
     assert bench(U, "GetBucketPolicyStatus") == {"PolicyStatus": {"IsPublic": False}}
     found = bench.s3.resource(bench.keep.guard.sight(S.label, "s3"), "bucket")
-    assert found == Resource(U.account, U.label, policy=text, tags={}, confined=False)
+    account = {"s3:resourceaccount": U.account}
+    assert found == Resource(U.account, U.label, policy=text, tags={}, context=account, confined=False)
     assert bench.s3.resource(bench.keep.guard.sight(U.label, "s3"), "other") is None
     assert bench.s3.resource_place("bucket/a/b") == "bucket" == bench.s3.resource_place("bucket")
     bench(U, "DeleteBucketPolicy")
@@ -240,6 +241,25 @@ def test_policies_that_are_malformed(bench: Bench, statement: dict[str, Any], wo
 def test_texts_that_are_no_policy(bench: Bench, text: str, words: str) -> None:
     fault = refused("MalformedPolicy", lambda: bench(U, "PutBucketPolicy", Policy=text))
     assert words.lower() in fault.message.lower()
+
+
+def test_conditions_on_keys_that_are_never_supplied_are_refused(bench: Bench) -> None:
+    tagged = {"StringEquals": {"s3:ExistingObjectTag/secret": "yes"}}
+    fault = refused("NotImplemented", lambda: bench.policy(U, {**READ, "Effect": "Deny", "Condition": tagged}))
+    assert "s3:ExistingObjectTag/secret" in fault.message
+    bench.policy(U, {**READ, "Condition": {"StringEquals": {"S3:prefix": "a", "s3:RequestObjectTag/t": "1"}}})
+
+
+def test_what_requests_bring_to_decisions(bench: Bench) -> None:
+    context = bench.s3.context(
+        "PutObject", {"Bucket": "b", "Key": "k", "Tagging": "a=1&b=", "StorageClass": "STANDARD"}
+    )
+    assert context["s3:requestobjecttag/a"] == "1" and context["aws:RequestTag/b"] == ""
+    assert context["aws:TagKeys"] == ["a", "b"] == context["s3:requestobjecttagkeys"]
+    assert context["s3:x-amz-storage-class"] == "STANDARD"
+    assert bench.s3.context("ListObjectsV2", {"Bucket": "b"})["s3:prefix"] == ""
+    tagging = {"TagSet": [{"Key": "a", "Value": "1"}]}
+    assert bench.s3.context("PutBucketTagging", {"Bucket": "b", "Tagging": tagging})["aws:RequestTag/a"] == "1"
 
 
 def test_resources_and_actions_with_wildcards(bench: Bench) -> None:

@@ -5,6 +5,7 @@ what may be put there.
 
 Invariants:
 - A document names this bucket only, actions of S3 only, and each statement's actions fit at least one of its resources.
+- A condition on a key of S3's that honmaru never supplies is refused (`condition_keys`).
 - A policy is public when it allows everybody with no condition that pins the caller to fixed values; with
   BlockPublicPolicy on it is not stored.
 - A policy that would keep its own author from changing it again is not stored unless the author confirms.
@@ -20,12 +21,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from honmaru.core.errors import AccessDenied, ValidationFault
+from honmaru.core.errors import AccessDenied, NotImplementedYet, ValidationFault
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.security.policy.documents import Document, MalformedPolicy, PolicyKind, Statement, read_policy
 from honmaru.services.s3 import bucket as buckets
-from honmaru.services.s3 import public_access, settings
+from honmaru.services.s3 import condition_keys, public_access, settings
 
 LIMIT_BYTES = 20 * 1024
 
@@ -125,6 +126,13 @@ def check(text: str, bucket: str, partition: str) -> Document:
 
 
 def _check_statement(statement: Statement, own: str) -> None:
+    unsupplied = condition_keys.unsupplied(key for keys in statement.condition.values() for key in keys)
+    if unsupplied is not None:
+        raise NotImplementedYet(
+            f"The condition key {unsupplied} is not implemented by honmaru, and the policy would not do what it says: "
+            "leave it out",
+            code="NotImplemented",
+        )
     actions = [action.lower() for action in statement.actions]
     for action in actions:
         if action != "*" and not _known(action):

@@ -16,6 +16,7 @@ from honmaru.security.guard import Sight
 from honmaru.services.s3 import (
     bucket,
     bucket_policy,
+    condition_keys,
     cors,
     encryption,
     lifecycle,
@@ -180,37 +181,14 @@ class S3(Provider):
             record.label,
             policy=policy,
             tags=record.body["tags"],
+            context={"s3:resourceaccount": record.account},
             confined=policy is not None
             and public_access.blocks(record, "RestrictPublicBuckets")
             and bucket_policy.is_public(policy),
         )
 
     def context(self, operation: str, request: Request) -> Mapping[str, Any]:
-        """Condition keys of the Service Authorization Reference for S3 that the written operations carry."""
-        members = {
-            "s3:prefix": "Prefix",
-            "s3:delimiter": "Delimiter",
-            "s3:max-keys": "MaxKeys",
-            "s3:x-amz-copy-source": "CopySource",
-            "s3:x-amz-metadata-directive": "MetadataDirective",
-            "s3:x-amz-server-side-encryption": "ServerSideEncryption",
-            "s3:x-amz-server-side-encryption-aws-kms-key-id": "SSEKMSKeyId",
-            "s3:x-amz-acl": "ACL",
-            "s3:x-amz-storage-class": "StorageClass",
-            "s3:if-none-match": "IfNoneMatch",
-            "s3:if-match": "IfMatch",
-            "s3:VersionId": "VersionId",
-            "s3:object-lock-mode": "ObjectLockMode",
-            "s3:object-lock-retain-until-date": "ObjectLockRetainUntilDate",
-            "s3:object-lock-legal-hold": "ObjectLockLegalHoldStatus",
-        }
-        context = {key: request[member] for key, member in members.items() if request.get(member) is not None}
-        if operation in ("ListObjects", "ListObjectsV2", "ListObjectVersions"):
-            context.setdefault("s3:prefix", "")
-        place = (request.get("CreateBucketConfiguration") or {}).get("LocationConstraint")
-        if place is not None:
-            context["s3:LocationConstraint"] = place
-        return context
+        return condition_keys.of_request(operation, request)
 
     # Buckets
 
