@@ -99,9 +99,9 @@ class S3Buckets:
             request = {"Bucket": bucket, "Key": key}
             if kms_key:
                 request |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key}
-            buckets.require(there.records, request)
+            target = buckets.require(there.records, request)
             intake = checksums.Intake(chunks, checksums.DEFAULT, limit=_OBJECT_LIMIT)
-            record = objects.keep(there, request, self._commits, intake, {}, request, {})
+            record = objects.keep(there, request, self._commits, target, intake, {}, request, {})
             return StoredObject(bucket, key, record.body["size"], record.body["etag"])
 
         return self._recorded(call, [(arn, "AWS::S3::Object")], False, work)

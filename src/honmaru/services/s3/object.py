@@ -67,7 +67,7 @@ def put(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) 
     bucket = buckets.require(call.records, request)
     contents.check_early(call, bucket, request, locked)
     intake = checksums.intake(request, call.headers)
-    record = keep(call, request, commits, intake, tags, request, locked)
+    record = keep(call, request, commits, bucket, intake, tags, request, locked)
     return {
         "Expiration": lifecycle.announced(bucket, record),
         "ETag": quoted(record.body["etag"]),
@@ -87,6 +87,7 @@ def keep(
     call: Call,
     request: Mapping[str, Any],
     commits: buckets.BucketCommits,
+    bucket: Record,
     intake: checksums.Intake,
     tags: Mapping[str, str],
     described: Mapping[str, Any],
@@ -95,10 +96,12 @@ def keep(
     """Write what `intake` takes in into a blob and make it the content of the request's key; all or nothing.
 
     Args:
+        bucket: As it is when the upload begins, for its default encryption; it is looked at again when the object is
+            stored.
         described: Members as a request has them: content type, headers and user metadata.
         locked: What `retention.stated` answered.
     """
-    sealing = sse.for_write(call, commits.keys, request, buckets.require(call.records, request))
+    sealing = sse.for_write(call, commits.keys, request, bucket)
     ref = call.blobs.write(intake, sealing.seal)
     checksum = {"algorithm": intake.algorithm, "value": intake.checksum, "type": checksums.FULL_OBJECT}
     body = contents.body_of(described, etag=intake.md5.hex(), size=ref.size, checksum=checksum, now=call.now)
@@ -228,7 +231,8 @@ def copy(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits)
             code="InvalidRequest",
         )
     locked = retention.stated(call, request)
-    contents.check_early(call, buckets.require(call.records, request), request, locked)
+    target = buckets.require(call.records, request)
+    contents.check_early(call, target, request, locked)
     source, chunks = open_source(call, request, commits, _whole)
     if request.get("TaggingDirective") == "REPLACE":
         tags: Mapping[str, str] = header_tags(request, call.session)
@@ -243,7 +247,7 @@ def copy(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits)
     algorithm = request.get("ChecksumAlgorithm") or kept["algorithm"]
     intake = checksums.Intake(chunks, algorithm)
     described = request if replacing else _as_request(source)
-    record = keep(call, request, commits, intake, tags, described, locked)
+    record = keep(call, request, commits, target, intake, tags, described, locked)
     return {
         "VersionId": written(record),
         "CopySourceVersionId": written(source),
