@@ -102,6 +102,7 @@ class Door(GatewayUnderTest):
 
     def __init__(self, enclave: Enclave, providers: list[Provider], kind: type[Gateway] = Gateway) -> None:
         self.enclave = enclave
+        self.limits = enclave.limits
         self.entries: list[Mapping[str, Any]] = []
         self.ran: list[str] = []
         self.asked = ASKED
@@ -146,8 +147,8 @@ class Door(GatewayUnderTest):
                 if hasattr(provider, method_name(operation.name)):
                     yield provider, operation
 
-    def least(self, operation: Operation, key: tuple[str, str]) -> Request | None:
-        """The least request of an operation, as botocore writes it, signed with `key`."""
+    def members_of(self, operation: Operation) -> dict[str, Any] | None:
+        """The least members of an operation; None when none can be drawn."""
         service = operation.service
         members = sample(service, operation.input, full=False) if operation.input else {}
         if members is SKIP:
@@ -156,6 +157,14 @@ class Door(GatewayUnderTest):
         if service.name == "kms":  # its operations find the key before they ask
             members |= {member: self.kms_key for member in members if member.endswith("KeyId")}
             members |= {member: self.kms_ciphertext for member in members if member == "CiphertextBlob"}
+        return dict(members)
+
+    def least(self, operation: Operation, key: tuple[str, str]) -> Request | None:
+        """The least request of an operation, as botocore writes it, signed with `key`."""
+        service = operation.service
+        members = self.members_of(operation)
+        if members is None:
+            return None
         boto = _boto(service.name)
         serializer = botocore.serialize.create_serializer(service.protocol, include_validation=False)
         wire = serializer.serialize_to_request(members, boto.operation_model(operation.name))
