@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 from botocore import xform_name
 
+from honmaru.api.models import ServiceModels
 from honmaru.core.errors import AccessDenied, HonmaruError
 from honmaru.core.sessions import Session
+from honmaru.gateway.permissions import questions, target_problems
 from honmaru.security.calls import Call
 from honmaru.security.guard import GuardedChange
 from honmaru.services.s3 import contents
@@ -21,7 +23,7 @@ from honmaru.services.s3.bucket import BucketCommits
 from honmaru.services.s3.events import ObjectEvent
 from honmaru.services.s3.provider import S3
 from honmaru.services.s3.requests import check_write_conditions
-from honmaru.testing.keep import Keep, Upload, quick_directory, session
+from honmaru.testing.keep import Keep, SeededIds, Upload, quick_directory, session
 
 U, S, TS = (session(marking) for marking in ("UNCLASSIFIED", "SECRET", "TOP SECRET"))
 
@@ -638,3 +640,29 @@ def test_a_part_never_outlives_its_upload(client: Client, clients: Callable[[Ses
         assert codes[0] is None and codes[1] in (None, "NoSuchUpload"), codes
         assert not keep.store.list(S.account, "s3", "part", [S.label.canonical])
     assert blobs_on_disk(keep) == 15, "one for each that was completed"
+
+
+# What IAM is asked
+
+
+def test_a_request_that_names_a_version_is_asked_for_the_versions_action(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    service = ServiceModels(tmp_path_factory.mktemp("models"), ("s3",))["s3"]
+    provider = S3(SeededIds(), BucketCommits())
+
+    def asked(operation: str, **members: str) -> list[str]:
+        place = {"Bucket": "b", "Key": "k", **members}
+        found = questions(provider, service.operations[operation])
+        return [action for action, resource in found if resource(S, place) == "arn:aws-iso:s3:::b/k"]
+
+    assert asked("GetObject") == ["s3:GetObject"]
+    assert asked("GetObject", VersionId="null") == ["s3:GetObjectVersion"]
+    assert asked("DeleteObject", VersionId="x") == ["s3:DeleteObjectVersion"]
+    assert asked("PutObjectTagging", VersionId="x") == ["s3:PutObjectVersionTagging"]
+    assert asked("GetObjectAttributes", VersionId="x") == ["s3:GetObjectVersion", "s3:GetObjectVersionAttributes"]
+    assert target_problems(provider, service.operations) == []
+    for operation in provider.targets:
+        for members in ({}, {"VersionId": "x"}):
+            stated = {"Bucket": "b", "Key": "k", **members}
+            assert any(resource(S, stated) for _, resource in questions(provider, service.operations[operation]))
