@@ -298,3 +298,47 @@ def test_a_trail_through_boto3(enclave: LiveEnclave) -> None:
     assert len(low.list_public_keys()["PublicKeyList"][0]["Value"]) == 2592
     high.stop_logging(Name="trail")
     high.delete_trail(Name="trail")
+
+
+def scrape(enclave: LiveEnclave, label: str = "", *, token: str | None = None) -> tuple[int, str]:
+    import urllib3
+
+    http = urllib3.PoolManager(ca_certs=enclave.facts["ca"])
+    key = token if token is not None else enclave.credentials("ann", label)["bearer_token"]
+    answer = http.request("GET", f"{enclave.endpoint}/metrics", headers={"Authorization": f"Bearer {key}"})
+    return answer.status, answer.data.decode()
+
+
+def test_prometheus_is_shown_what_its_key_dominates(enclave: LiveEnclave) -> None:
+    client(enclave, "sts", HIGH).get_caller_identity()
+    client(enclave, "sts", LOW).get_caller_identity()
+    with pytest.raises(ClientError):
+        client(enclave, "logs", HIGH).describe_log_streams(logGroupName="/no/such")
+    (status, low), (_, high) = scrape(enclave, LOW), scrape(enclave, HIGH)
+    assert status == 200
+    assert "SECRET" not in low
+    assert 'label="UNCLASSIFIED"' in low
+    mark = (
+        f'{{label="SECRET//NOFORN",account="{enclave.account}",service="sts",operation="GetCallerIdentity",code="ok"}}'
+    )
+    assert f"honmaru_requests_total{mark} 1" in high.splitlines()
+    assert 'operation="DescribeLogStreams",code="ResourceNotFoundException"' in high
+    assert 'honmaru_request_duration_seconds_bucket{label="SECRET//NOFORN"' in high
+    assert 'honmaru_ledger_entries{label="SECRET//NOFORN"}' in high
+    assert "process_resident_memory_bytes" in high
+    assert "process_resident_memory_bytes" not in low  # its course tells of work above
+    assert scrape(enclave, token="honmaru-none-none")[0] == 401
+    enclave.user("nobody", "SECRET//NOFORN", policies=[])
+    powerless = enclave.credentials("nobody", LOW)["bearer_token"]
+    assert scrape(enclave, token=powerless)[0] == 403
+    from honmaru.app.operator import ask
+
+    assert "SECRET" not in ask(enclave.data, "GetMetrics")["text"]
+    assert "SECRET//NOFORN" in ask(enclave.data, "GetMetrics", label=HIGH)["text"]
+
+
+def test_a_bucket_of_the_name_metrics_is_not_shadowed(enclave: LiveEnclave) -> None:
+    s3 = client(enclave, "s3", LOW)
+    s3.create_bucket(Bucket="metrics", CreateBucketConfiguration={"LocationConstraint": enclave.region})
+    s3.put_object(Bucket="metrics", Key="k", Body=b"x")
+    assert [each["Key"] for each in s3.list_objects_v2(Bucket="metrics")["Contents"]] == ["k"]

@@ -20,6 +20,7 @@ from honmaru.api.models import SERVICES
 from honmaru.app import process, run_files
 from honmaru.app.background import Background, Step
 from honmaru.app.issuer_keys import LocalIssuerKeys
+from honmaru.app.measurements import measurements
 from honmaru.app.operator import OperatorServer, operator_entry
 from honmaru.app.quantum import Quantum, quantum_environment
 from honmaru.app.quotas import NAMES, quotas
@@ -27,15 +28,20 @@ from honmaru.app.runtime import SystemClock, SystemIds
 from honmaru.app.service_deliveries import ServiceDeliveries
 from honmaru.app.settings import DEFAULT_REGION, Settings
 from honmaru.app.tag_sources import tag_sources
+from honmaru.app.traces import SpanFiles
+from honmaru.app.usage import EVERY_S as USAGE_EVERY_S
+from honmaru.app.usage import Usage
 from honmaru.app.unsealing import Unsealed, no_core_dumps, ring_of, unseal
 from honmaru.core.errors import ConfigurationFault, HonmaruError
-from honmaru.core.labels import BOTTOM
+from honmaru.core.labels import BOTTOM, Label
 from honmaru.core.partitions import partition_of
 from honmaru.deployments import Engines, ModelServers
 from honmaru.deployments.catalog import find_artifact
 from honmaru.executors.local import LocalExecutor
 from honmaru.gateway.app import Gateway, Limits
+from honmaru.gateway.meters import RequestMeter
 from honmaru.gateway.server import serve
+from honmaru.gateway.spans import Tracer
 from honmaru.jobs.batch_inference import BatchInference
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.instances import Capacity
@@ -213,8 +219,12 @@ class Enclave:
             self.guard, self.clock, self.ids, commits, partition=self.partition.name, region=self.region
         )
         custodian = Custodian(self.guard, key_vault, self.ledger, self.clock, self.ids, **place)
+        self.meter = RequestMeter(self.account, lambda: measurements(self))
+        self.spans = self._spans()
+        usage = Usage(self.meter, metrics, self.clock, **place)
         self.background = Background(
             (
+                Step("usage of APIs", USAGE_EVERY_S, usage.write),
                 Step("custody of keys", CUSTODY_EVERY_S, custodian.step),
                 Step("expiry of logs", log_retention.EVERY_S, expiry.expire),
                 Step(
@@ -252,6 +262,8 @@ class Enclave:
             limits=self.limits,
             cache=data / "cache",
             cross_origin=CrossOrigin(self.guard),
+            meter=self.meter,
+            tracer=None if self.spans is None else Tracer(self.spans, self.clock, self.ids),
             pages=PageTokens(page_key(keys / "pages.key", keyring, self.account, self.ids.secret)),
         )
         self.tls: ServerTls | None = None
@@ -267,6 +279,16 @@ class Enclave:
         self.port = settings.port
         self.started = self.clock.now()
         self.stopping = threading.Event()
+
+    def _spans(self) -> SpanFiles | None:
+        """Where spans of requests go; None when nobody asked for them."""
+        where = self.settings.traces
+        if not where:
+            return None
+        resource = {"service.name": "honmaru", "cloud.region": self.region, "cloud.provider": "honmaru"}
+        collector = "" if where == "files" else where
+        label = Label.parse(self.settings.traces_label) if self.settings.traces_label else BOTTOM
+        return SpanFiles(self.settings.data / "traces", resource, collector=collector, collector_label=label)
 
     def describe(self) -> dict[str, Any]:
         """What `honmaru status` shows. Holds nothing that users or jobs stored."""
@@ -302,6 +324,8 @@ class Enclave:
         self.quantum.tasks.start()
         self.supervisor.start()
         self.background.start()
+        if self.spans is not None:
+            self.spans.start()
         operator = OperatorServer(self, self.settings.data / "run" / "operator.sock")
 
         def ready(port: int) -> None:
@@ -324,6 +348,8 @@ class Enclave:
             run_files.withdraw(self.settings.data)
             operator.close()
             self.gateway.close()
+            if self.spans is not None:
+                self.spans.close()
             sweep.join()
             self.background.stop()
             self.supervisor.stop()

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from honmaru.core.errors import AccessDenied, HonmaruError, ValidationFault
 from honmaru.core.labels import BOTTOM, Label
+from honmaru.gateway.meters import Reader
 from honmaru.security.ledger.entries import api_call
 
 if TYPE_CHECKING:
@@ -64,12 +65,18 @@ def _rotate_root_key(enclave: Enclave, _request: Mapping[str, Any]) -> dict[str,
     return {"keys": enclave.keyring.rotate()}
 
 
+def _metrics(enclave: Enclave, request: Mapping[str, Any]) -> dict[str, Any]:
+    label = Label.parse(request["label"]) if request.get("label") else BOTTOM
+    return {"text": enclave.meter.text(Reader("", label))}
+
+
 OPERATIONS: Mapping[str, Callable[[Enclave, Mapping[str, Any]], dict[str, Any]]] = {
     "Status": _status,
     "CreateUser": _create_user,
     "ListUsers": _list_users,
     "GetCredentials": _credentials,
     "ListEnvironments": _environments,
+    "GetMetrics": _metrics,
     "RotateRootKey": _rotate_root_key,
 }
 

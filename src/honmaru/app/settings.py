@@ -38,6 +38,12 @@ class Settings:
     real_hostnames: bool = False
     """Serve AWS's own host names of the region under the private CA, for clients that hard-code them."""
 
+    traces: str = ""
+    """Where spans of requests go: "" nowhere, "files" into the data directory, or the URL of a collector
+    on loopback."""
+    traces_label: str = ""
+    """The highest label whose spans a collector is told; the lowest when left out."""
+
     sealed: bool = False
     """Refuse to start unless the root key is sealed; a sealed one waits for `honmaru unseal` in any case."""
 

@@ -37,6 +37,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     for holder, rate in (("principal", 5_000.0), ("account", 20_000.0)):
         says = f"requests/s of one {holder} at one label (default {rate:,.0f}; 0 for no limit)"
         parser.add_argument(f"--{holder}-rate", type=float, default=rate, metavar="N", help=says)
+    says = "`files` keeps OTLP-JSON spans in the data directory; or a collector's URL on loopback (default: off)"
+    parser.add_argument("--traces", metavar="WHERE", default="", help=says)
+    parser.add_argument("--traces-label", metavar="LABEL", default="", help="the highest label a collector is told")
     parser.add_argument("--sealed", action="store_true", help="insist on a sealed root key; then `honmaru unseal`")
     parser.add_argument("--detach", action="store_true", help="run in the background; returns when it answers")
     parser.add_argument("--json", action="store_true", help="print one JSON object when it answers")
@@ -52,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
         database=args.database,
         blobs=args.blobs,
         model_idle_s=args.model_idle,
+        traces=args.traces,
+        traces_label=args.traces_label,
         sealed=args.sealed,
         principal_requests_s=args.principal_rate,
         account_requests_s=args.account_rate,
@@ -105,7 +110,13 @@ def _detach(settings: Settings, *, as_json: bool) -> int:
     command += ["--model-idle", str(settings.model_idle_s)]
     command += ["--principal-rate", str(settings.principal_requests_s)]
     command += ["--account-rate", str(settings.account_requests_s)]
-    for flag, value in (("--region", settings.region), ("--database", settings.database), ("--blobs", settings.blobs)):
+    for flag, value in (
+        ("--region", settings.region),
+        ("--database", settings.database),
+        ("--blobs", settings.blobs),
+        ("--traces", settings.traces),
+        ("--traces-label", settings.traces_label),
+    ):
         command += [flag, value] if value else []
     command += ["--http"] if settings.http else []
     command += ["--sealed"] if settings.sealed else []

@@ -29,8 +29,11 @@ from honmaru.gateway.aws.preflight import PreflightWire
 from honmaru.gateway.aws.wire import AwsWire
 from honmaru.gateway.exchange import Exchange, Receive, Scope, Send
 from honmaru.gateway.limits import Limits
+from honmaru.gateway.meters import RequestMeter
 from honmaru.gateway.openai import OpenAiWire
 from honmaru.gateway.pipeline import AuditLog, Authority, ClientGone, Pipeline, gone
+from honmaru.gateway.scrape import ScrapeWire
+from honmaru.gateway.spans import Tracer
 from honmaru.gateway.streams import Pieces
 from honmaru.gateway.wires import Handler, Wire
 from honmaru.ports.cors import CrossOriginRules
@@ -55,6 +58,8 @@ class Gateway:
         cross_origin: What buckets allow pages of other origins.
         pages: Seals the page tokens of every list.
         prompt_reads: See `Pipeline`.
+        meter: Counts requests; one of its own when left out.
+        tracer: Tells what happened in each request; None for nobody.
     Raises:
         ConfigurationFault: A provider and the service model disagree; every disagreement is listed.
     """
@@ -75,6 +80,8 @@ class Gateway:
         pages: PageTokens,
         cross_origin: CrossOriginRules,
         prompt_reads: bool = True,
+        meter: RequestMeter | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self.models = ServiceModels(cache, SERVICES)
         self.limits = limits
@@ -93,8 +100,12 @@ class Gateway:
             prompt_reads=prompt_reads,
         )
         self._preflights = PreflightWire(pipeline, region=region, partition=partition, pages=pages, rules=cross_origin)
+        self.meter = meter or RequestMeter(identity.account)
+        self._tracer = tracer
+        self._scrapes = ScrapeWire(pipeline, self.meter)
         self.wires: tuple[Wire, ...] = (
             self._preflights,
+            self._scrapes,
             AnthropicWire(pipeline),
             OpenAiWire(pipeline),
             PostWire(pipeline, region=region, partition=partition, pages=pages),
@@ -107,6 +118,9 @@ class Gateway:
         pipeline = self.pipeline
         if wire is self._preflights:  # a browser asks whether it may ask: no operation, nothing is changed
             return (wire.identify, pipeline.admit, wire.claim, self._preflights.decide, self.record, self.send)
+        if wire is self._scrapes:  # Prometheus asks for numbers: no operation, nothing is changed
+            scrape = self._scrapes
+            return (wire.identify, pipeline.admit, wire.claim, pipeline.meter, scrape.show, self.record, self.send)
         return (
             wire.identify,  # which service, protocol, operation?
             pipeline.admit,  # no audit, no answer
@@ -138,7 +152,12 @@ class Gateway:
         scope["honmaru.exchange"] = exchange
         exchange.budget = pipeline.budget
         wire = exchange.wire = self._wire(exchange)
+        begun = self._clock.monotonic()
+        trace = None if self._tracer is None else self._tracer.begin(exchange)
         try:
+            if trace is not None:
+                await trace.walk(self._lives[wire])
+                return
             for handler in self._lives[wire]:
                 pending = handler(exchange)
                 if pending is not None:
@@ -150,6 +169,9 @@ class Gateway:
             await self._refuse(exchange, wire, error)
         finally:
             pipeline.give_turn_back(exchange)
+            self.meter.observe(exchange, self._clock.monotonic() - begun)
+            if trace is not None:
+                trace.end()
             exchange.upload, exchange.members = None, {}  # an upload's source leads back to the exchange
 
     def _wire(self, exchange: Exchange) -> Wire:

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 from honmaru.core.errors import Conflict, HonmaruError, IntegrityFault, RequestFault
+from honmaru.core.labels import Label
 from honmaru.jobs.kinds import LEASE, Claim, JobKind, JobRecords, LeaseLost
 from honmaru.ports.runtime import Clock, Ids
 
@@ -99,6 +100,12 @@ class Supervisor:
             for _, claim, _ in self._running.values():
                 claim.wake()
         self._woken.set()
+
+    def running(self) -> list[tuple[str, str, Label]]:
+        """(account, kind, label) of every job that is worked on now."""
+        with self._lock:
+            records = [claim.record for _, claim, _ in self._running.values()]
+        return [(record.account, record.kind, record.label) for record in records]
 
     def _scan_for_ever(self) -> None:
         renewed = self._clock.monotonic()

@@ -124,6 +124,11 @@ class Ledger:
         log = self._logs.get(label.canonical)
         return log.size if log else 0
 
+    def lag(self, label: Label) -> int:
+        """Durable entries of a label's log that no signed checkpoint covers yet."""
+        log = self._logs.get(label.canonical)
+        return log.lag if log else 0
+
     def entries(self, label: Label, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
         """Entries `start` to `stop` (exclusive), in order. Raises IntegrityFault at a bundle that does not verify."""
         log, size = self._logs.get(label.canonical), self.size(label)

@@ -132,6 +132,11 @@ class Log:
         """Whether entries are durable that no checkpoint covers yet."""
         return self._fault is None and self._signed < self._size
 
+    @property
+    def lag(self) -> int:
+        """Durable entries that no checkpoint covers yet."""
+        return max(0, self._size - self._signed)
+
     def open(self) -> None:
         """Recover an existing log now, or make it. Raises IntegrityFault or OSError."""
         with self._sealing:

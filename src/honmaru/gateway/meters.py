@@ -1,0 +1,158 @@
+"""Counts and latencies of requests, kept apart by account and label, and their text for Prometheus.
+
+Invariants:
+- A reader is shown only series of its own account whose label its own dominates; of others not even a name.
+- Requests of nobody known are counted at the lowest label, as the ledger records them.
+- Names come from service models and error tables, never from a request's bytes: the number of series is bounded.
+- Counting takes a few microseconds and no lock: it happens on the event loop's thread only.
+
+Source: Prometheus text exposition format 0.0.4.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from honmaru.core.labels import BOTTOM, Label
+from honmaru.gateway.aws.faults import code_and_status
+from honmaru.gateway.exchange import Exchange
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Who is shown what: series of an account ("" for every) at labels that `label` dominates."""
+
+    account: str
+    label: Label
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One number of the enclave beside the requests', at a label. `kind` is "gauge" or "counter"."""
+
+    name: str
+    help: str
+    label: Label
+    value: float
+    marks: Mapping[str, str]
+    kind: str = "gauge"
+    account: str = ""
+
+
+Measurements = Callable[[], Iterable[Measurement]]
+
+
+class _Series:
+    __slots__ = ("buckets", "codes", "count", "total")
+
+    def __init__(self) -> None:
+        self.codes: dict[str, int] = {}
+        self.buckets = [0] * (len(BOUNDS_S) + 1)
+        self.count = 0
+        self.total = 0.0
+
+
+_Key = tuple[str, Label, str, str, str]
+"""(account, label, service, operation, dialect)."""
+
+
+class RequestMeter:
+    """See the module.
+
+    Args:
+        account: The enclave's own, which requests of nobody known are counted for.
+        measurements: Further numbers, read when somebody asks.
+    """
+
+    def __init__(self, account: str, measurements: Measurements = tuple) -> None:
+        self._account = account
+        self._measurements = measurements
+        self._series: dict[_Key, _Series] = {}
+
+    def observe(self, exchange: Exchange, seconds: float) -> None:
+        """Count a request that has been answered or refused."""
+        session, service, wire = exchange.session, exchange.service, exchange.wire
+        known = exchange.operation is not None
+        key = (
+            session.account if session is not None else self._account,
+            session.label if session is not None else BOTTOM,
+            service.name if service is not None else "unknown",
+            exchange.operation_name if known or exchange.routing_fault is None else "Unknown",
+            (wire.dialect or "") if wire is not None else "",
+        )
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = _Series()
+        error = exchange.error
+        code = "ok" if error is None else code_and_status(error, service, exchange.protocol)[0]
+        series.codes[code] = series.codes.get(code, 0) + 1
+        series.buckets[bisect_left(BOUNDS_S, seconds)] += 1
+        series.count += 1
+        series.total += seconds
+
+    def counts(self) -> dict[_Key, int]:
+        """Requests so far by account, label, service, operation and dialect, for the platform's own accounting."""
+        return {key: series.count for key, series in list(self._series.items())}
+
+    def text(self, reader: Reader) -> str:
+        """The exposition for one reader."""
+        return "\n".join([*self._requests(reader), *self._others(reader), ""])
+
+    def _requests(self, reader: Reader) -> Iterator[str]:
+        shown = sorted(
+            (
+                (key, series)
+                for key, series in list(self._series.items())
+                if reader.account in ("", key[0]) and reader.label.dominates(key[1])
+            ),
+            key=lambda item: (item[0][0], item[0][1].canonical, *item[0][2:]),
+        )
+        yield "# HELP honmaru_requests_total Requests that were answered or refused, by error code."
+        yield "# TYPE honmaru_requests_total counter"
+        for key, series in shown:
+            marks = _marks_of(key)
+            for code, count in sorted(dict(series.codes).items()):
+                yield f"honmaru_requests_total{_marked({**marks, 'code': code})} {count}"
+        yield "# HELP honmaru_request_duration_seconds Time from the request's headers to the end of its answer."
+        yield "# TYPE honmaru_request_duration_seconds histogram"
+        for key, series in shown:
+            marks, below = _marks_of(key), 0
+            for bound, count in zip((*map(str, BOUNDS_S), "+Inf"), list(series.buckets), strict=True):
+                below += count
+                yield f"honmaru_request_duration_seconds_bucket{_marked({**marks, 'le': bound})} {below}"
+            yield f"honmaru_request_duration_seconds_sum{_marked(marks)} {series.total:.6f}"
+            yield f"honmaru_request_duration_seconds_count{_marked(marks)} {below}"
+
+    def _others(self, reader: Reader) -> Iterator[str]:
+        last = ""
+        shown = [
+            each
+            for each in self._measurements()
+            if reader.label.dominates(each.label) and (not reader.account or each.account in ("", reader.account))
+        ]
+        for each in sorted(shown, key=lambda each: (each.name, each.label.canonical, sorted(each.marks.items()))):
+            if each.name != last:
+                last = each.name
+                yield f"# HELP {each.name} {each.help}"
+                yield f"# TYPE {each.name} {each.kind}"
+            yield f"{each.name}{_marked({'label': each.label.banner, **each.marks})} {each.value:g}"
+
+
+def _marks_of(key: _Key) -> dict[str, str]:
+    account, label, service, operation, dialect = key
+    marks = {"label": label.banner, "account": account, "service": service, "operation": operation}
+    return {**marks, "dialect": dialect} if dialect else marks
+
+
+def _marked(marks: Mapping[str, str]) -> str:
+    inside = ",".join(f'{name}="{_escaped(value)}"' for name, value in marks.items())
+    return f"{{{inside}}}"
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
