@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import socket
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,6 +131,25 @@ def test_odd_keys_are_themselves(served: tuple[GatewayUnderTest, int], style: st
         done = s3.delete_objects(Bucket="odd-keys", Delete={"Objects": [{"Key": key}, {"Key": "copied"}]})
         assert {one["Key"] for one in done["Deleted"]} == {key, "copied"}
     assert s3.list_objects_v2(Bucket="odd-keys")["KeyCount"] == 0
+
+
+@pytest.mark.parametrize("header", ["Content-MD5", "x-amz-checksum-crc32", "x-amz-checksum-sha256"])
+def test_a_document_that_is_not_what_was_stated_changes_nothing(
+    served: tuple[GatewayUnderTest, int], header: str
+) -> None:
+    gateway, _ = served
+    gateway.send(gateway.signed("s3", "PUT", "/documents"))
+    body = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+    right = {
+        "Content-MD5": hashlib.md5(body, usedforsecurity=False).digest(),
+        "x-amz-checksum-crc32": zlib.crc32(body).to_bytes(4, "big"),
+        "x-amz-checksum-sha256": hashlib.sha256(body).digest(),
+    }[header]
+    wrong = bytes([right[0] ^ 1]) + right[1:]
+    for digest, status in ((wrong, 400), (right, 200)):
+        stated = [(header, base64.b64encode(digest).decode())]
+        reply = gateway.send(gateway.signed("s3", "PUT", "/documents", query="versioning=", headers=stated, body=body))
+        assert reply.status == status and (status == 200 or b"<Code>BadDigest</Code>" in reply.body), reply.body
 
 
 def test_forms_of_unicode_are_two_keys(served: tuple[GatewayUnderTest, int]) -> None:

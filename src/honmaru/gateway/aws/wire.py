@@ -22,6 +22,7 @@ from honmaru.api.models import Operation, ServiceModel
 from honmaru.api.plans import WireRequest
 from honmaru.core.errors import AccessDenied, NotFound, ValidationFault
 from honmaru.gateway.aws import payloads, signatures, unsigned
+from honmaru.gateway.aws.digests import check_document
 from honmaru.gateway.aws.faults import fault_body
 from honmaru.gateway.aws.routing import RPC_V2, ServiceRouter, protocol_of, rpc_v2_names, speaks_rpc_v2
 from honmaru.gateway.aws.signatures import SignatureFault
@@ -333,6 +334,8 @@ class AwsWire:
         operation = exchange.operation
         if operation is None:
             raise ValidationFault("The request names no operation", code="InvalidAction")
+        if exchange.body and operation.service.name == "s3":
+            check_document(exchange.headers, exchange.body)
         plan = operation.plan_for(exchange.protocol)
         members = plan.read(
             WireRequest(exchange.query, exchange.headers, exchange.labels, exchange.body, exchange.upload)
