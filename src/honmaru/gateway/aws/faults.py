@@ -254,6 +254,14 @@ _TOKENS: Mapping[str, Mapping[str, _Row]] = {
 }
 
 
+_S3_CREDENTIALS: Mapping[str, str] = {
+    "InvalidAccessKeyId": "The AWS Access Key Id you provided does not exist in our records.",
+    "InvalidToken": "The provided token is malformed or otherwise invalid.",
+    "ExpiredToken": "The provided token has expired.",
+}
+"""S3's own words for refused credentials; every other service says "The security token included in the request …"."""
+
+
 def code_and_status(error: BaseException, service: ServiceModel | None, protocol: str) -> _Row:
     """The wire's error code and HTTP status of an exception."""
     rpc = "json" if protocol == RPC_V2 else protocol
@@ -325,6 +333,8 @@ def fault_body(
     """(code, status, headers, body) of an exception in a protocol. `query_mode`: the client asks for query's codes."""
     code, status = code_and_status(error, service, protocol)
     message = message_of(error)
+    if isinstance(error, errors.AuthenticationFailed) and service is not None and service.name == "s3":
+        message = _S3_CREDENTIALS.get(code, message)
     members = error.members if isinstance(error, errors.HonmaruError) else {}
     if protocol == "rest-xml":
         extra = "".join(f"<{name}>{escape(str(value))}</{name}>" for name, value in members.items())

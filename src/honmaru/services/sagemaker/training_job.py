@@ -210,7 +210,7 @@ def _check_mode(where: str, mode: str) -> None:
 def _found(call: Call, name: str) -> Record:
     record = call.records.get(KIND, name)
     if record is None:
-        raise NotFound("Requested resource not found.", code="ResourceNotFound")
+        raise NotFound("Requested resource not found.", code="ValidationException")  # as SageMaker does, for jobs only
     call.resources.append((record.body["arn"], "AWS::SageMaker::TrainingJob"))
     return record
 
