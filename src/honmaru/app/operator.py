@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from honmaru.core.errors import AccessDenied, HonmaruError, ValidationFault
+from honmaru.core.errors import AccessDenied, ConfigurationFault, HonmaruError, ValidationFault
 from honmaru.core.labels import BOTTOM, Label
 from honmaru.gateway.meters import Reader
 from honmaru.security.ledger.entries import api_call
@@ -70,6 +70,17 @@ def _metrics(enclave: Enclave, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"text": enclave.meter.text(Reader("", label))}
 
 
+def _back_up(enclave: Enclave, request: Mapping[str, Any]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from honmaru.app.backup import back_up
+
+    settings = enclave.settings
+    if settings.database or settings.blobs:
+        raise ConfigurationFault(["records or blobs lie outside the data directory: back them up by their own means"])
+    return asdict(back_up(settings.data, Path(request["to"]), str(request["passphrase"]), enclave))
+
+
 OPERATIONS: Mapping[str, Callable[[Enclave, Mapping[str, Any]], dict[str, Any]]] = {
     "Status": _status,
     "CreateUser": _create_user,
@@ -78,6 +89,7 @@ OPERATIONS: Mapping[str, Callable[[Enclave, Mapping[str, Any]], dict[str, Any]]]
     "ListEnvironments": _environments,
     "GetMetrics": _metrics,
     "RotateRootKey": _rotate_root_key,
+    "BackUp": _back_up,
 }
 
 
@@ -99,7 +111,7 @@ def answer(enclave: Enclave, request: Mapping[str, Any]) -> dict[str, Any]:
         result = OPERATIONS[operation](enclave, request)
     except HonmaruError as fault:
         error, result = fault, {"error": fault.message}
-    details = {key: request[key] for key in ("name", "user", "clearance", "label") if request.get(key)}
+    details = {key: request[key] for key in ("name", "user", "clearance", "label", "to") if request.get(key)}
     enclave.ledger.append(_label_of(request), operator_entry(enclave, operation, details, error)).result()
     return result
 
@@ -173,11 +185,11 @@ def require_own_user(connection: socket.socket) -> None:
         raise AccessDenied("the operator channel answers the enclave's own user only")
 
 
-def ask(data: Path, operation: str, **members: Any) -> dict[str, Any]:
+def ask(data: Path, operation: str, *, timeout_s: float = 60.0, **members: Any) -> dict[str, Any]:
     """The client side, for the command line. Raises ValidationFault with the enclave's message, or when none runs."""
     path = data / "run" / "operator.sock"
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(60)
+        connection.settimeout(timeout_s)
         try:
             connection.connect(str(path))
         except OSError as cause:

@@ -209,8 +209,8 @@ INVENTORY = (
         "AES-256-GCM",
         "AESGCM",
         "FIPS 197, SP 800-38D",
-        "sealing of the root key under its lock",
-        ("honmaru.security.crypto.root_key",),
+        "sealing of the root key under its lock, and of backups",
+        ("honmaru.security.crypto.root_key", "honmaru.security.crypto.sealed_stream"),
         True,
     ),
     Algorithm(

@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -129,6 +130,14 @@ class Keyring:
         self._root.check()
         with self._root.held():
             self._finish_rotation()
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """No file of the ring is made or replaced meanwhile, and no rotation is under way: it may be copied."""
+        with self._root.held():
+            if self._root.load_next() is not None:
+                self._finish_rotation()
+            yield
 
     def rotate(self) -> int:
         """Seal every KEK under a new root key, and forget the old one; returns how many KEKs.

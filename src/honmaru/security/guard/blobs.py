@@ -27,6 +27,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,6 +117,8 @@ class BlobVault:
         self._lock = threading.Lock()
         self._readers: dict[str, int] = {}
         self._doomed: set[str] = set()
+        self._keeping = 0
+        self._kept: list[str] = []
         # Ids that the sweep must spare: written by this process, or put into a record's body. None between sweeps.
         self._spared: set[str] | None = set()
         self._suspects: set[str] = set()
@@ -183,6 +186,27 @@ class BlobVault:
             if self._readers.get(path):
                 self._doomed.add(path)
                 return
+        self._drop(path)
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Blobs that are deleted meanwhile go away at the end only: what records named at one instant stays."""
+        with self._lock:
+            self._keeping += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._keeping -= 1
+                gone, self._kept = ([], self._kept) if self._keeping else (self._kept, [])
+            for path in gone:
+                self._store.delete(path)
+
+    def _drop(self, path: str) -> None:
+        with self._lock:
+            if self._keeping:
+                self._kept.append(path)
+                return
         self._store.delete(path)
 
     def mention(self, body: bytes) -> None:
@@ -204,7 +228,7 @@ class BlobVault:
             swept = 0
             for path, blob_id in doomed:
                 if not self._is_spared(blob_id):
-                    self._store.delete(path)
+                    self._drop(path)
                     swept += 1
             return swept
         finally:
@@ -239,7 +263,7 @@ class BlobVault:
                         self._doomed.discard(path)
                         gone.append(path)
         for path in gone:
-            self._store.delete(path)
+            self._drop(path)
 
     def _open(
         self, session: Session, blob_id: str, start: int, length: int | None, seal: bytes | None

@@ -20,6 +20,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -177,6 +178,10 @@ class Guard:
             return self._vault.sweep(bodies(), alone=alone)
         except _Stopped:
             return 0
+
+    def keeping_blobs(self) -> AbstractContextManager[None]:
+        """Blobs that are deleted meanwhile go away at the end only: for a backup, which takes records, then blobs."""
+        return self._vault.keeping()
 
     # What the guarded handles are made of
 

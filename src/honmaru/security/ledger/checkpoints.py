@@ -77,6 +77,16 @@ class Verifier:
         """Name of a label's log, unique among enclaves."""
         return f"honmaru/{self.fingerprint[:16]}/{token}"
 
+    def holds(self, signature: bytes, content: bytes, context: bytes) -> bool:
+        """Whether this key signed `content` for a purpose other than checkpoints (`Signer.sign_bytes`)."""
+        from cryptography.exceptions import InvalidSignature
+
+        try:
+            self._key.verify(signature, content, context)
+        except InvalidSignature:
+            return False
+        return True
+
     def line(self, origin: str) -> str:
         """The public key as a signed-note verifier key line."""
         identity = _key_id(origin, self.public_key)
@@ -137,6 +147,12 @@ class Signer:
         identity = _key_id(checkpoint.origin, self.verifier.public_key)
         signature = identity + self._key.sign(text.encode(), CONTEXT)
         return replace(checkpoint, note=f"{text}\n— {checkpoint.origin} {base64.b64encode(signature).decode()}\n")
+
+    def sign_bytes(self, content: bytes, context: bytes) -> bytes:
+        """A signature for another purpose than checkpoints, which `context` names; it is valid for nothing else."""
+        if context == CONTEXT:
+            raise ValueError("checkpoints are signed by `sign`")
+        return self._key.sign(content, context)
 
 
 def _key_id(origin: str, public_key: bytes) -> bytes:

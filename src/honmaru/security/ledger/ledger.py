@@ -14,6 +14,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,18 @@ class Ledger:
     def checkpoint(self, label: Label) -> Checkpoint:
         """A signed checkpoint over everything durable in a label's log. Raises IndexError or LedgerUnavailable."""
         return self._existing(label).seal()
+
+    @contextmanager
+    def still(self, token: str) -> Iterator[None]:
+        """Sign everything durable in the log of a label's token, and let none of its files go until the end: its
+        directory may be copied meanwhile. Entries go on being appended to its tail."""
+        log = next((log for log in list(self._logs.values()) if log.label.token == token), None)
+        if log is None:
+            yield
+            return
+        with log.sealed():
+            log.seal()
+            yield
 
     def close(self) -> None:
         """Write and sign what is queued, then stop. Idempotent."""
