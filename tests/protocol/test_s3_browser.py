@@ -178,6 +178,7 @@ def test_a_form_is_stored_whole_however_it_is_cut(gateway: GatewayUnderTest, pie
     assert found.body == content
     assert (found.headers["content-type"], found.headers["x-amz-meta-a"]) == ("text/x", "1")
     assert found.headers["etag"] == reply.headers["etag"]
+    assert gateway.ledger.entries["S;rel=USA"][-2]["eventName"] == "PostObject"
 
 
 def test_what_a_form_asks_to_be_answered_with(gateway: GatewayUnderTest) -> None:

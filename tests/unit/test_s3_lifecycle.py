@@ -230,9 +230,14 @@ def test_what_object_lock_keeps_is_kept(bench: Bench) -> None:
 
 
 def test_stale_uploads_are_aborted_and_their_space_is_freed(bench: Bench) -> None:
-    bench.rules(U, {"Filter": {"Prefix": "up/"}, "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 2}})
+    stale = {"AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 2}}
+    bench.rules(U, {"ID": "stale", "Filter": {"Prefix": "up/"}, **stale})
     for key in ("up/1", "else"):
-        upload = bench(U, "CreateMultipartUpload", Key=key)["UploadId"]
+        made = bench(U, "CreateMultipartUpload", Key=key)
+        upload = made["UploadId"]
+        announced = (datetime(2030, 1, 3, tzinfo=UTC), "stale") if key == "up/1" else (None, None)
+        for shown in (made, bench(U, "ListParts", Key=key, UploadId=upload)):
+            assert (shown.get("AbortDate"), shown.get("AbortRuleId")) == announced
         bench(U, "UploadPart", Key=key, UploadId=upload, PartNumber=1, Body=Upload(b"part"))
     assert len(list(bench.keep.blob_store.paths(""))) == 2
     assert bench.after(1.5) == {}

@@ -277,9 +277,10 @@ def removes_noncurrent(
     return False
 
 
-def abort_header(bucket: Record, key: str, since: datetime) -> tuple[datetime, str] | None:
-    """When an upload will be aborted and by which rule (x-amz-abort-date, x-amz-abort-rule-id)."""
-    return aborts(rules_of(bucket), key, since)
+def abortion(bucket: Record, key: str, since: datetime) -> dict[str, Any]:
+    """The members that announce when an upload will be aborted and by which rule; none when no rule will."""
+    found = aborts(rules_of(bucket), key, since)
+    return {} if found is None else {"AbortDate": found[0], "AbortRuleId": found[1]}
 
 
 def aborts(rules: Sequence[Rule], key: str, since: datetime) -> tuple[datetime, str] | None:

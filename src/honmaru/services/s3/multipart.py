@@ -20,7 +20,7 @@ from honmaru.core.errors import Conflict, NotFound, ValidationFault
 from honmaru.security.calls import Call
 from honmaru.security.guard import Creation, GuardedChange, NoneLeft, Record, Removal, Revision, StillThere
 from honmaru.services.s3 import bucket as buckets
-from honmaru.services.s3 import checksums, contents, retention, sse
+from honmaru.services.s3 import checksums, contents, lifecycle, retention, sse
 from honmaru.services.s3.listing import encoder
 from honmaru.services.s3.object import check_metadata, open_source, quoted, written
 from honmaru.services.s3.requests import (
@@ -65,6 +65,7 @@ def create(call: Call, request: Mapping[str, Any], upload_id: str, commits: buck
     body["object"] |= sse.for_write(call, commits.keys, request, bucket).kept
     _begin(call, request, bucket, Creation("upload", f"{request['Bucket']}/{upload_id}", body))
     return {
+        **lifecycle.abortion(bucket, request["Key"], call.now),
         "Bucket": request["Bucket"],
         "Key": request["Key"],
         "UploadId": upload_id,
@@ -335,7 +336,9 @@ def list_parts(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
     shown = [part.body for part in found[:limit]]
     name = checksums.member(upload.body["algorithm"])
     owner = {"ID": canonical_id(call.session)}
+    begun = datetime.fromisoformat(upload.body["initiated"])
     return {
+        **lifecycle.abortion(buckets.require(call.records, request), request["Key"], begun),
         "Bucket": request["Bucket"],
         "Key": request["Key"],
         "UploadId": request["UploadId"],

@@ -80,6 +80,8 @@ class S3(Provider):
             *_versioned("GetObjectAttributes", "GetObjectVersionAttributes"),
         ],
         "GetObject": _versioned("GetObject", "GetObjectVersion"),
+        "GetObjectAcl": _versioned("GetObjectAcl", "GetObjectVersionAcl"),
+        "PutObjectAcl": _versioned("PutObjectAcl", "PutObjectVersionAcl"),
         "HeadObject": _versioned("GetObject", "GetObjectVersion"),
         "DeleteObject": _versioned("DeleteObject", "DeleteObjectVersion"),
         "GetObjectTagging": _versioned("GetObjectTagging", "GetObjectVersionTagging"),
@@ -138,8 +140,6 @@ class S3(Provider):
             {
                 "PutObject": "PutObject",
                 "CopyObject": "PutObject",
-                "GetObjectAcl": "GetObjectAcl",
-                "PutObjectAcl": "PutObjectAcl",
                 "GetObjectRetention": "GetObjectRetention",
                 "PutObjectRetention": "PutObjectRetention",
                 "GetObjectLegalHold": "GetObjectLegalHold",
