@@ -29,12 +29,13 @@ from honmaru.app.service_deliveries import ServiceDeliveries
 from honmaru.app.settings import DEFAULT_REGION, Settings
 from honmaru.app.tag_sources import tag_sources
 from honmaru.app.traces import SpanFiles
+from honmaru.app.unsealing import Unsealed, no_core_dumps, ring_of, unseal
 from honmaru.app.usage import EVERY_S as USAGE_EVERY_S
 from honmaru.app.usage import Usage
-from honmaru.app.unsealing import Unsealed, no_core_dumps, ring_of, unseal
 from honmaru.core.errors import ConfigurationFault, HonmaruError
 from honmaru.core.labels import BOTTOM, Label
 from honmaru.core.partitions import partition_of
+from honmaru.core.sessions import Session
 from honmaru.deployments import Engines, ModelServers
 from honmaru.deployments.catalog import find_artifact
 from honmaru.executors.local import LocalExecutor
@@ -45,6 +46,8 @@ from honmaru.gateway.spans import Tracer
 from honmaru.jobs.batch_inference import BatchInference
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.instances import Capacity
+from honmaru.jobs.job_broker import Endpoint, JobBrokers
+from honmaru.jobs.model_customization import ModelCustomization
 from honmaru.jobs.model_import import ModelImport
 from honmaru.jobs.supervisor import Supervisor
 from honmaru.jobs.training import Training
@@ -52,6 +55,7 @@ from honmaru.security.calls import Provider
 from honmaru.security.crypto.certificates import LOOPBACK_NAMES, ServerTls, ensure_server_tls
 from honmaru.security.crypto.keyring import Keyring
 from honmaru.security.crypto.secret_files import private_directory
+from honmaru.security.crypto.workload_identity import WorkloadAuthority
 from honmaru.security.guard import Guard
 from honmaru.security.identity import Identity
 from honmaru.security.identity.usage import USES_EVERY_S
@@ -132,7 +136,15 @@ class Enclave:
         capacity = Capacity(
             cores=len(os.sched_getaffinity(0)), memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         )
+        self.brokers = JobBrokers(
+            data / "brokers",
+            self._own_endpoint,
+            self._job_keys,
+            WorkloadAuthority(self.region, self.clock.now()),
+            self.clock,
+        )
         training = Training(
+            brokers=self.brokers,
             roles=self.identity,
             buckets=buckets,
             logs=logs,
@@ -175,8 +187,19 @@ class Enclave:
             resolve=lambda session, name: find_artifact(self.guard, session, name, self.engines),
             clock=self.clock,
         )
+        customization = ModelCustomization(
+            guard=self.guard,
+            roles=self.identity,
+            buckets=buckets,
+            environments=self.environments,
+            executor=self.executor,
+            resolve=batches.resolve,
+            clock=self.clock,
+            scratch=data / "scratch",
+            cores=capacity.cores,
+        )
         self.supervisor = Supervisor(
-            [training, model_import, batches, self.quantum.jobs],
+            [training, model_import, customization, batches, self.quantum.jobs],
             self.guard,
             clock=self.clock,
             ids=self.ids,
@@ -208,7 +231,7 @@ class Enclave:
             CloudWatch(metrics),
             Ecr(self.environments),
             ServiceQuotas(NAMES, quotas(self.limits, training_jobs=training.running, cores=capacity.cores)),
-            Bedrock(self.identity, wake, self.model_servers, self.ids, self.engines),
+            Bedrock(self.identity, wake, self.model_servers, self.ids, self.engines, capacity.cores),
             BedrockRuntime(self.model_servers, self.clock, self.engines),
             self.quantum.provider(wake),
         )
@@ -289,6 +312,19 @@ class Enclave:
         collector = "" if where == "files" else where
         label = Label.parse(self.settings.traces_label) if self.settings.traces_label else BOTTOM
         return SpanFiles(self.settings.data / "traces", resource, collector=collector, collector_label=label)
+
+    def _own_endpoint(self) -> Endpoint:
+        return Endpoint(self.settings.host, self.port, self.tls.ca if self.tls else None)
+
+    def _job_keys(self, session: Session, seconds: int) -> dict[str, str]:
+        """Keys of a job's role, as the container credential provider of SDKs reads them."""
+        issued = self.identity.service_credential(session, seconds)
+        return {
+            "AccessKeyId": issued.access_key_id,
+            "SecretAccessKey": issued.secret_access_key,
+            "Token": issued.session_token,
+            "Expiration": issued.expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
 
     def describe(self) -> dict[str, Any]:
         """What `honmaru status` shows. Holds nothing that users or jobs stored."""

@@ -10,10 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from honmaru.core.sessions import Session
 from honmaru.jobs.hybrid_job import HybridJob
 from honmaru.jobs.instances import Capacity
-from honmaru.jobs.job_broker import Endpoint, JobBrokers
 from honmaru.jobs.quantum_devices import DEVICES_FILE, devices_of
 from honmaru.jobs.quantum_spending import Spending
 from honmaru.jobs.quantum_task import QuantumTasks
@@ -60,7 +58,7 @@ class Quantum:
             ledger=enclave.ledger,
             environments=enclave.environments,
             executor=enclave.executor,
-            brokers=JobBrokers(enclave.settings.data / "brokers", self._endpoint, self._issue),
+            brokers=enclave.brokers,
             clock=enclave.clock,
             ids=enclave.ids,
             scratch=enclave.settings.data / "scratch",
@@ -79,16 +77,3 @@ class Quantum:
             enclave.ids,
             wake,
         )
-
-    def _endpoint(self) -> Endpoint:
-        enclave = self._enclave
-        return Endpoint(enclave.settings.host, enclave.port, enclave.tls.ca if enclave.tls else None)
-
-    def _issue(self, session: Session, seconds: int) -> dict[str, str]:
-        issued = self._enclave.identity.service_credential(session, seconds)
-        return {
-            "AccessKeyId": issued.access_key_id,
-            "SecretAccessKey": issued.secret_access_key,
-            "Token": issued.session_token,
-            "Expiration": issued.expires.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }

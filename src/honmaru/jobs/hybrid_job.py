@@ -25,7 +25,7 @@ from honmaru.core.sessions import Session
 from honmaru.jobs import trees
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.instances import Capacity, size_of
-from honmaru.jobs.job_broker import JobBrokers
+from honmaru.jobs.job_broker import BROKER_INSIDE, JobBrokers
 from honmaru.jobs.kinds import Claim
 from honmaru.jobs.output import OutputFollower
 from honmaru.jobs.sandboxed import follow, status_of
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 SERVICE, KIND = "braket", "job"
 PRINCIPAL = "braket.amazonaws.com"
 LOG_GROUP = "/aws/braket/jobs"
-BROKER_INSIDE = "/run/broker"
 ENTRY_MODULE = "honmaru.workloads.quantum.job"
 GRACE_S = 30.0
 _LOGS_EVERY_S, _CHECKPOINT_EVERY_S = 1.0, 20.0
@@ -154,7 +153,7 @@ class HybridJob:
         body = claim.body
         job_id, request = _job_id(body), body["request"]
         root = self._root(body)
-        self.brokers.open(job_id, session)
+        self.brokers.open(job_id, session, f"braket/job/{claim.record.name}")
         if status_of(self.executor, job_id) is None:
             now = self.clock.now()
             claim.change(lambda fresh: note(fresh, now, ("DOWNLOADING_DATA", "Downloading code and input data")))
@@ -197,7 +196,7 @@ class HybridJob:
         if not body.get("log_streams"):
             claim.change(lambda fresh: fresh.update(log_streams=self._streams(claim.record, job_id)))
             body = claim.body
-        self.brokers.open(job_id, session)
+        self.brokers.open(job_id, session, f"braket/job/{claim.record.name}")
         watched = self._watch(claim, session, job_id, body)
         if watched is None:
             return

@@ -1,10 +1,13 @@
-"""The way out of a hybrid job's sandbox: a directory of UNIX sockets, and nothing else.
+"""The way out of a job's sandbox: a directory of UNIX sockets, and nothing else.
 
-`aws` carries bytes to this enclave's own endpoint, where they are a client's like any other: signed, authorised,
-labelled, recorded. `credentials` hands out short-lived credentials of the job's role at the job's label.
+`svid` hands the workload its identity (SPIFFE X.509-SVID, minutes long, its label inside). The others want it back, as
+TLS with both sides named: `aws` carries bytes to this enclave's own endpoint, where they are a client's like any other:
+signed, authorised, labelled, recorded; `credentials` hands out short-lived credentials of the job's role at the job's
+label.
 
 Invariants:
 - A broker leads to this enclave only; who is connected to it is nobody until a request is signed.
+- A broker serves the one workload whose directory it lies in: another's identity, or none, gets nothing from it.
 - Credentials are made when they are asked for, live an hour at most, and are never written to a disk.
 - Number of connections and of bytes under way are bounded.
 """
@@ -24,8 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from honmaru.core.sessions import Session
+from honmaru.ports.runtime import Clock
+from honmaru.security.crypto.workload_identity import WorkloadAuthority, peer_id, server_context, spiffe_id
 
-RELAY, CREDENTIALS = "aws", "credentials"
+SVID, RELAY, CREDENTIALS = "svid", "aws", "credentials"
+BROKER_INSIDE = "/run/broker"
+_BROKER = "broker"
 CREDENTIALS_S = 3600
 _CONNECTIONS = 64
 _CHUNK = 1 << 16
@@ -50,10 +57,19 @@ class JobBrokers:
     Args:
         directory: Where sockets live; 0700.
         endpoint: Asked for each connection: the port is known only when the enclave answers.
+        authority: Makes identities of workloads, and the broker's own.
     """
 
-    def __init__(self, directory: Path, endpoint: Callable[[], Endpoint], issue: Issue) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        endpoint: Callable[[], Endpoint],
+        issue: Issue,
+        authority: WorkloadAuthority,
+        clock: Clock,
+    ) -> None:
         self._directory, self._endpoint, self._issue = directory, endpoint, issue
+        self._authority, self._clock = authority, clock
         self._open: dict[str, list[socket.socket]] = {}
         self._lock = threading.Lock()
         self._slots = threading.BoundedSemaphore(_CONNECTIONS)
@@ -62,16 +78,24 @@ class JobBrokers:
         """The directory to mount into the sandbox."""
         return self._directory / job_id
 
-    def open(self, job_id: str, session: Session) -> Path:
-        """Listen for a job, which may run already (the enclave was restarted). Idempotent; returns the folder."""
+    def open(self, job_id: str, session: Session, workload: str) -> Path:
+        """Listen for a job, which may run already (the enclave was restarted). Idempotent; returns the folder.
+
+        `workload` names it in its SPIFFE ID, as `sagemaker/training-job/NAME`.
+        """
         folder = self.folder(job_id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._lock:
             if job_id in self._open:
                 return folder
-            sockets = [_listen(folder, RELAY), _listen(folder, CREDENTIALS)]
+            sockets = [_listen(folder, name) for name in (SVID, RELAY, CREDENTIALS)]
             self._open[job_id] = sockets
-        for listener, serve in zip(sockets, (self._relay, lambda c: self._hand_out(c, session)), strict=True):
+        doors: tuple[Callable[[socket.socket], None], ...] = (
+            lambda c: self._identify(c, session, workload),
+            lambda c: self._known(c, session, workload, self._relay),
+            lambda c: self._known(c, session, workload, lambda s: self._hand_out(s, session)),
+        )
+        for listener, serve in zip(sockets, doors, strict=True):
             threading.Thread(target=self._accept, args=(listener, serve), name=f"broker-{job_id}", daemon=True).start()
         return folder
 
@@ -106,6 +130,30 @@ class JobBrokers:
         finally:
             self._slots.release()
 
+    def _identify(self, connection: socket.socket, session: Session, workload: str) -> None:
+        """Hand a workload its identity: whoever reaches this socket is in the sandbox that it was made for."""
+        svid = self._authority.issue(session.account, session.label, workload, self._clock.now())
+        broker = spiffe_id(self._authority.trust_domain, session.label, session.account, _BROKER)
+        document = {
+            "spiffe_id": svid.spiffe_id,
+            "certificate": svid.certificate.decode(),
+            "key": svid.key.decode(),
+            "bundle": svid.bundle.decode(),
+            "expires": svid.expires.timestamp(),
+            "broker": broker,
+        }
+        connection.sendall(json.dumps(document).encode())
+
+    def _known(
+        self, connection: socket.socket, session: Session, workload: str, serve: Callable[[socket.socket], None]
+    ) -> None:
+        """Serve a connection whose other side proves to be the workload."""
+        own = self._authority.issue(session.account, session.label, _BROKER, self._clock.now())
+        with server_context(own).wrap_socket(connection, server_side=True) as secure:
+            expected = spiffe_id(self._authority.trust_domain, session.label, session.account, workload)
+            if peer_id(secure) == expected:
+                serve(secure)
+
     def _hand_out(self, connection: socket.socket, session: Session) -> None:
         connection.sendall(json.dumps(dict(self._issue(session, CREDENTIALS_S))).encode())
 
@@ -128,8 +176,8 @@ def _carry(inside: socket.socket, outside: socket.socket) -> None:
     because what came may be a record without data (a session ticket).
     """
     while True:
-        waiting = outside.pending() if isinstance(outside, ssl.SSLSocket) else 0
-        ready = [outside] if waiting else select.select([inside, outside], [], [], _IDLE_S)[0]
+        ready: list[socket.socket] = [s for s in (inside, outside) if isinstance(s, ssl.SSLSocket) and s.pending()]
+        ready = ready or select.select([inside, outside], [], [], _IDLE_S)[0]
         if not ready:
             return
         for source, sink in ((inside, outside), (outside, inside)):

@@ -7,6 +7,8 @@ Invariants:
   the running sandbox or runs the job again, and ends it exactly once.
 - A job never ends Completed unless its model is durable in S3 and every instance exited with 0.
 - What the sandbox achieved as isolation is in the record and in the ledger before the job is called Training.
+- The user's code reaches the enclave as the execution role at the job's label, through the job's broker and by no other
+  way; a job with network isolation does not reach it at all, and has no credentials.
 
 Source: Amazon SageMaker developer guide, "Use your own training algorithms".
 """
@@ -27,6 +29,7 @@ from honmaru.core.sessions import Session
 from honmaru.jobs import metrics, trees
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.instances import Capacity, size_of
+from honmaru.jobs.job_broker import BROKER_INSIDE, JobBrokers
 from honmaru.jobs.kinds import Claim
 from honmaru.jobs.output import OutputFollower
 from honmaru.jobs.sandboxed import follow, status_of
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
 
 SERVICE, KIND = "sagemaker", "training-job"
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
+_BROKERED = "honmaru.workloads.brokered"
 GRACE_S = 120.0
 """Between SIGTERM and SIGKILL, as SageMaker does it."""
 _CHECKPOINT_EVERY_S = 20.0
@@ -86,6 +90,7 @@ class Training:
         scratch: Where job trees are laid out (0700, on the executor's machine).
         capacity: What the machine has.
         running: Training jobs at the same time.
+        brokers: The jobs' way to the enclave; None leaves them without.
         metrics: Takes what MetricDefinitions find in the output, under the namespace /aws/sagemaker/TrainingJobs.
     """
 
@@ -101,6 +106,7 @@ class Training:
     capacity: Capacity
     running: int = 2
     metrics: MetricSink | None = None
+    brokers: JobBrokers | None = None
 
     @property
     def service(self) -> str:
@@ -133,7 +139,7 @@ class Training:
 
     def fail(self, claim: Claim, reason: str) -> None:
         body = claim.body
-        self.executor.forget(_job_id(body))
+        self._forget(_job_id(body))
         shutil.rmtree(self._root(body), ignore_errors=True)
         known = reason if reason.startswith(("AlgorithmError", "InternalServerError")) else f"ClientError: {reason}"
 
@@ -164,7 +170,9 @@ class Training:
                 keep_going()
             except _Leaving:
                 return
+            self._open_broker(claim.record, job_id, session)
             self.executor.start(self._spec(claim.record, job_id, root, instances, volume))
+        self._open_broker(claim.record, job_id, session)
         isolation = dict(self.executor.status(job_id).isolation)
         self._record_isolation(session, claim.record, isolation)
 
@@ -189,6 +197,7 @@ class Training:
             claim.change(lambda fresh: fresh.update(log_streams=streams))
             body = claim.body
         if status is not None and status.phase is not Phase.LOST:
+            self._open_broker(claim.record, job_id, session)
             status = self._watch(claim, session, job_id, body)
             if status is None:
                 return
@@ -254,13 +263,13 @@ class Training:
     def _lost(self, claim: Claim, job_id: str) -> None:
         """The sandbox went away with its runner (the machine restarted): run again, or end."""
         if claim.record.body["secondary"] == "Stopping":
-            self.executor.forget(job_id)
+            self._forget(job_id)
             shutil.rmtree(self._root(claim.body), ignore_errors=True)
             claim.change(lambda fresh: self._end(fresh, "stopped"))
             return
         attempts = int(claim.record.body["attempt"])
         retries = (claim.record.body["request"].get("RetryStrategy") or {}).get("MaximumRetryAttempts")
-        self.executor.forget(job_id)
+        self._forget(job_id)
         if attempts > (_RERUNS if retries is None else int(retries)):
             self.fail(claim, f"InternalServerError: the job's sandbox went away {attempts} times. Please try again.")
             return
@@ -286,11 +295,21 @@ class Training:
                     fresh["artifact"] = artifact
 
             claim.change(note)
-        self.executor.forget(_job_id(body))
+        self._forget(_job_id(body))
         shutil.rmtree(self._root(body), ignore_errors=True)
         claim.change(lambda fresh: self._end(fresh, fresh["ending"]))
 
     # Parts of steps
+
+    def _open_broker(self, record: Record, job_id: str, session: Session) -> None:
+        """The job's way to the enclave, unless it asked for none. Idempotent."""
+        if self.brokers is not None and not _isolated(record):
+            self.brokers.open(job_id, session, f"sagemaker/training-job/{record.name}")
+
+    def _forget(self, job_id: str) -> None:
+        self.executor.forget(job_id)
+        if self.brokers is not None:
+            self.brokers.close(job_id)
 
     def _session(self, record: Record) -> Session:
         body = record.body
@@ -318,11 +337,16 @@ class Training:
             "AWS_DEFAULT_REGION": record.body["region"],
             **(request.get("Environment") or {}),
         }
+        argv = [*entry, *(algorithm.get("ContainerArguments") or [])]
+        sockets = {}
+        if self.brokers is not None and not _isolated(record):
+            sockets = {str(self.brokers.folder(job_id)): BROKER_INSIDE}
+            argv = [f"{environment.prefix}/bin/python", "-m", _BROKERED, BROKER_INSIDE, "--", *argv]
         return JobSpec(
             job_id=job_id,
             root=root,
             environment=environment,
-            argv=(*entry, *(algorithm.get("ContainerArguments") or [])),
+            argv=tuple(argv),
             variables=variables,
             label=record.label.banner,
             instances=instances,
@@ -331,8 +355,9 @@ class Training:
             disk_bytes=volume,
             time_limit_s=float((request.get("StoppingCondition") or {}).get("MaxRuntimeInSeconds") or 86400),
             grace_s=GRACE_S,
-            loopback=not request.get("EnableNetworkIsolation", False),
+            loopback=not _isolated(record),
             writable=writable,
+            sockets=sockets,
         )
 
     def _record_isolation(self, session: Session, record: Record, isolation: Mapping[str, str]) -> None:
@@ -449,6 +474,10 @@ class Training:
 
     def _root(self, body: Mapping[str, Any]) -> Path:
         return self.scratch / _job_id(body)
+
+
+def _isolated(record: Record) -> bool:
+    return bool(record.body["request"].get("EnableNetworkIsolation", False))
 
 
 def _volume_bytes(request: Mapping[str, Any]) -> int:

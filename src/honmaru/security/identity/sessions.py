@@ -168,7 +168,9 @@ class Sessions(Decisions):
                 f"Use a role whose {entities.CLEARANCE_TAG} tag covers it."
             )
         return replace(
-            self._role_session(role, label, session_name, human), chain=((entities.ROLE, role.name, role.id, account),)
+            self._role_session(role, label, session_name, human),
+            chain=((entities.ROLE, role.name, role.id, account),),
+            networks="",  # it works inside the enclave, wherever people sign in from
         )
 
     def service_credential(self, session: Session, duration_s: int) -> TemporaryCredential:
