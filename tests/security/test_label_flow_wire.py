@@ -23,6 +23,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
+from honmaru.app.service_deliveries import ServiceDeliveries
 from honmaru.core.labels import Label
 from honmaru.gateway.app import Gateway, Limits
 from honmaru.jobs.environments import Environments
@@ -75,6 +76,9 @@ class World:
         commits = BucketCommits()
         buckets = S3Buckets(guard, identity, self.ledger, keep.clock, keep.ids, commits)
         logs = LogStore(guard, keep.clock, keep.ids)
+        deliveries = ServiceDeliveries(
+            "cloudtrail.amazonaws.com", guard, identity, self.ledger, keep.clock, keep.ids, commits
+        )
         environments = Environments(directory / "environments.json")
         capacity = Capacity(cores=2, memory_bytes=8 << 30)
         self.gateway = Gateway(
@@ -84,7 +88,7 @@ class World:
                 S3(keep.ids, commits),
                 SageMaker(identity, buckets, environments, lambda: None, capacity, keep.ids),
                 Logs(logs, keep.clock),
-                CloudTrail(self.ledger),
+                CloudTrail(self.ledger, deliveries),
             ),
             identity=identity,
             guard=guard,
