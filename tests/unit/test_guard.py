@@ -22,7 +22,7 @@ from honmaru.core.errors import (
 )
 from honmaru.core.labels import Label
 from honmaru.security.crypto.keyring import Keyring
-from honmaru.security.guard import Creation, Record, Removal, Revision
+from honmaru.security.guard import Creation, NoneLeft, Record, Removal, Revision, StillThere
 from honmaru.security.guard.orphans import orphans
 from honmaru.testing.keep import ACCOUNT, Keep, quick_directory, session
 
@@ -139,6 +139,39 @@ def test_polyinstantiation_shows_the_own_instance_else_a_maximal_visible_one(kee
     assert (seen(U), seen(C), seen(SI), seen(TK)) == (U.label, C.label, SI.label, TK.label)
     assert seen(S) == C.label and seen(TS) == C.label
     assert seen(BOTH) == min((SI.label, TK.label), key=lambda label: label.canonical)
+
+
+def test_instances_are_all_visible_ones_and_no_others(keep: Keep) -> None:
+    for who in (U, C, S, TS):
+        for name in ("a", "b"):
+            keep.guard.records(who, "x").create("k", name, {})
+    records = keep.guard.records(S, "x")
+    seen = {"CONFIDENTIAL", "SECRET", "UNCLASSIFIED"}
+    assert {banner for _, banner in names(records.instances("k", "a"))} == seen
+    assert keep.guard.records(S, "x").instances("k", "none") == []
+    for page in (1, 2, 100):
+        found = names(list(records.iterate_instances("k", page=page)))
+        assert [name for name, _ in found] == ["a"] * 3 + ["b"] * 3 and {banner for _, banner in found} == seen
+    assert len(list(records.iterate_instances("k", prefix="b"))) == len(list(records.iterate_instances("k", after="a")))
+
+
+def test_conditions_hold_or_nothing_changes_and_look_at_the_own_label_only(keep: Keep) -> None:
+    low, high = keep.guard.records(U, "x"), keep.guard.records(S, "x")
+    parent = low.create("parent", "p", {})
+    high.create("child", "p/1", {})  # above: neither seen nor counted
+    low.apply([Creation("child", "p/2", {})], [StillThere(parent)])
+    before = dict(keep.ledger.entries)
+    with pytest.raises(Conflict):
+        low.apply([Removal(parent)], [NoneLeft("child", "p/")])
+    with pytest.raises(AccessDenied):
+        high.apply([Creation("child", "p/3", {})], [StillThere(parent)])
+    assert low.get("parent", "p") == parent and keep.ledger.entries == before
+    child = low.get("child", "p/2")
+    assert child is not None
+    low.apply([Removal(child), Removal(parent)], [NoneLeft("child", "p/")])
+    with pytest.raises(Conflict):
+        low.apply([Creation("child", "p/4", {})], [StillThere(parent)])
+    assert low.list("child") == [] and names(high.list("child")) == [("p/1", "SECRET")]
 
 
 def test_a_state_filter_looks_at_the_visible_instance_only(keep: Keep) -> None:
@@ -542,7 +575,9 @@ def test_what_was_sealed_for_one_account_and_label_opens_for_no_other(tmp_path: 
 def test_key_files_are_private_and_sealed_by_the_root_key(tmp_path: Path, keep: Keep) -> None:
     Keyring(tmp_path / "ring", keep.ids.secret).seal("1", "S", b"plain", b"")
     files = sorted(path.name for path in (tmp_path / "ring").iterdir())
-    assert files[1:] == ["lock", "root.key"] and all((tmp_path / "ring" / name).stat().st_mode & 0o077 == 0 for name in files)
+    assert files[1:] == ["lock", "root.key"] and all(
+        (tmp_path / "ring" / name).stat().st_mode & 0o077 == 0 for name in files
+    )
     kek = next(path for path in (tmp_path / "ring").iterdir() if path.suffix == ".kek")
     raw = kek.read_bytes()
     kek.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
