@@ -24,6 +24,9 @@ MODEL_NAME_KIND = "imported-model-name"
 CUSTOM_MODEL_KIND = "custom-model"
 """Records of custom models (fine-tuned here, or copied): as imported models, and {"base", "job_arn", ...}."""
 
+CUSTOM_MODEL_NAME_KIND = "custom-model-name"
+"""Records that keep a custom model's name taken, as MODEL_NAME_KIND does."""
+
 EMBEDDED_FEATURES: Mapping[str, frozenset[str]] = {
     "openvino": frozenset({"completions", "json_schema", "logprobs", "n", "penalties", "tools", "top_k"}),
     "transformers": frozenset({"completions", "logprobs", "top_logprobs", "n", "penalties", "logit_bias", "top_k"}),

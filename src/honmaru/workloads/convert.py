@@ -240,3 +240,40 @@ def _optional_json(path: Path) -> dict[str, Any]:
         return {}
     value = strict_json(path.read_bytes(), path.name)
     return value if isinstance(value, dict) else {}
+
+
+def restore(gguf_file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of a file that `convert` wrote, under Hugging Face's names and in its layout, as float32.
+
+    Raises ValidationFault for a file that `convert` did not write.
+    """
+    import gguf
+    import numpy
+
+    whole = {name: own for own, name in _WHOLE.items()}
+    parts = {name: own for own, name in _PARTS.items()}
+    heads = config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads") or heads
+    llama = _CONVERTIBLE.get(config["model_type"]) == "llama"
+    out: dict[str, Any] = {}
+    for tensor in gguf.GGUFReader(str(gguf_file)).tensors:
+        values = numpy.asarray(tensor.data, dtype=numpy.float32)
+        if tensor.name in whole:
+            out[whole[tensor.name]] = values
+            continue
+        pieces = tensor.name.split(".", 2)
+        part = parts.get(pieces[2]) if len(pieces) == 3 and pieces[0] == "blk" else None
+        if part is None:
+            raise ValidationFault(f"model.gguf holds the unknown tensor {tensor.name[:100]!r}")
+        if llama and part.startswith("self_attn.q_proj"):
+            values = _unpermuted(values, heads)
+        elif llama and part.startswith("self_attn.k_proj"):
+            values = _unpermuted(values, kv_heads)
+        out[f"model.layers.{int(pieces[1])}.{part}"] = values
+    return out
+
+
+def _unpermuted(weights: Any, heads: int) -> Any:
+    """The inverse of `_permuted`."""
+    head = weights.shape[0] // heads
+    return weights.reshape(heads, head // 2, 2, *weights.shape[1:]).swapaxes(1, 2).reshape(weights.shape)

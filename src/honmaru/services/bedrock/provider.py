@@ -8,13 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from honmaru.deployments.catalog import custom_model_arn
 from honmaru.jobs.batch_inference import KIND as BATCH_KIND
+from honmaru.jobs.model_customization import KIND as CUSTOMIZATION_KIND
 from honmaru.jobs.model_import import KIND as JOB_KIND
-from honmaru.ports.models import MODEL_KIND, FoundationModels, ModelServers
+from honmaru.ports.models import CUSTOM_MODEL_KIND, MODEL_KIND, FoundationModels, ModelServers
 from honmaru.ports.runtime import Ids
 from honmaru.security.calls import Call, Provider, Target
 from honmaru.security.guard import Record
-from honmaru.services.bedrock import foundation_model, imported_model, model_import_job, model_invocation_job, tags
+from honmaru.services.bedrock import (
+    custom_model,
+    foundation_model,
+    imported_model,
+    model_alias,
+    model_customization_job,
+    model_import_job,
+    model_invocation_job,
+    tags,
+)
+from honmaru.services.bedrock.model_alias import DEPLOYMENT, PROFILE, PROVISIONED, Alias
 from honmaru.services.bedrock.paging import page
 
 Request = Mapping[str, Any]
@@ -34,6 +46,21 @@ class Bedrock(Provider):
         "CreateModelInvocationJob": Target("bedrock:CreateModelInvocationJob", "{modelId}"),
         "GetModelInvocationJob": Target("bedrock:GetModelInvocationJob", "{jobIdentifier}"),
         "StopModelInvocationJob": Target("bedrock:StopModelInvocationJob", "{jobIdentifier}"),
+        "CreateModelCustomizationJob": Target("bedrock:CreateModelCustomizationJob", "{baseModelIdentifier}"),
+        "GetModelCustomizationJob": Target("bedrock:GetModelCustomizationJob", "{jobIdentifier}"),
+        "StopModelCustomizationJob": Target("bedrock:StopModelCustomizationJob", "{jobIdentifier}"),
+        "GetCustomModel": Target("bedrock:GetCustomModel", "{modelIdentifier}"),
+        "DeleteCustomModel": Target("bedrock:DeleteCustomModel", "{modelIdentifier}"),
+        "CreateProvisionedModelThroughput": Target("bedrock:CreateProvisionedModelThroughput", "{modelId}"),
+        "GetProvisionedModelThroughput": Target("bedrock:GetProvisionedModelThroughput", "{provisionedModelId}"),
+        "DeleteProvisionedModelThroughput": Target("bedrock:DeleteProvisionedModelThroughput", "{provisionedModelId}"),
+        "CreateCustomModelDeployment": Target("bedrock:CreateCustomModelDeployment", "{modelArn}"),
+        "GetCustomModelDeployment": Target("bedrock:GetCustomModelDeployment", "{customModelDeploymentIdentifier}"),
+        "DeleteCustomModelDeployment": Target(
+            "bedrock:DeleteCustomModelDeployment", "{customModelDeploymentIdentifier}"
+        ),
+        "GetInferenceProfile": Target("bedrock:GetInferenceProfile", "{inferenceProfileIdentifier}"),
+        "DeleteInferenceProfile": Target("bedrock:DeleteInferenceProfile", "{inferenceProfileIdentifier}"),
         "GetFoundationModel": Target("bedrock:GetFoundationModel", "{modelIdentifier}"),
         "ListTagsForResource": Target("bedrock:ListTagsForResource", "{resourceARN}"),
         "TagResource": Target("bedrock:TagResource", "{resourceARN}"),
@@ -47,7 +74,9 @@ class Bedrock(Provider):
         servers: ModelServers,
         ids: Ids,
         foundation: FoundationModels,
+        cores: int = 2,
     ) -> None:
+        self._cores = cores
         self._roles, self._wake, self._servers, self._ids = roles, wake, servers, ids
         self._foundation = foundation
 
@@ -114,6 +143,116 @@ class Bedrock(Provider):
         self._ask(call, operation, identifier, model_invocation_job.arn(call, record.name))
         return record
 
+    # Customisation
+
+    def create_model_customization_job(self, call: Call, request: Request) -> dict[str, Any]:
+        arn = model_customization_job.create(call, request, self._roles, self._ids, self._foundation)
+        call.resources.append((arn, "AWS::Bedrock::ModelCustomizationJob"))
+        self._wake()
+        return {"jobArn": arn}
+
+    def get_model_customization_job(self, call: Call, request: Request) -> dict[str, Any]:
+        record = self._customization(call, "GetModelCustomizationJob", request["jobIdentifier"])
+        return model_customization_job.describe(call, record)
+
+    def list_model_customization_jobs(self, call: Call, request: Request) -> dict[str, Any]:
+        found, token = page(call.records.iterate(CUSTOMIZATION_KIND), request, "job_name")
+        summaries = [model_customization_job.summarise(call, record) for record in found]
+        return {"modelCustomizationJobSummaries": summaries, "nextToken": token}
+
+    def stop_model_customization_job(self, call: Call, request: Request) -> dict[str, Any]:
+        record = self._customization(call, "StopModelCustomizationJob", request["jobIdentifier"])
+        model_customization_job.stop(call, record)
+        self._wake()
+        return {}
+
+    def _customization(self, call: Call, operation: str, identifier: str) -> Record:
+        record = model_customization_job.find(call, identifier)
+        self._ask(call, operation, identifier, model_customization_job.arn(call, record.name))
+        return record
+
+    def get_custom_model(self, call: Call, request: Request) -> dict[str, Any]:
+        return custom_model.describe(call, self._custom(call, "GetCustomModel", request["modelIdentifier"]))
+
+    def list_custom_models(self, call: Call, request: Request) -> dict[str, Any]:
+        found, token = page(call.records.iterate(CUSTOM_MODEL_KIND), request, "name")
+        return {"modelSummaries": [custom_model.summarise(call, record) for record in found], "nextToken": token}
+
+    def delete_custom_model(self, call: Call, request: Request) -> dict[str, Any]:
+        record = self._custom(call, "DeleteCustomModel", request["modelIdentifier"])
+        custom_model.delete(call, record, self._servers)
+        return {}
+
+    def _custom(self, call: Call, operation: str, identifier: str) -> Record:
+        record = custom_model.find(call, identifier)
+        self._ask(call, operation, identifier, custom_model_arn(call.session, record.name))
+        return record
+
+    # Names for models
+
+    def create_provisioned_model_throughput(self, call: Call, request: Request) -> dict[str, Any]:
+        units = int(request["modelUnits"])
+        model_alias.reserve(call, units, self._cores)
+        more = {"units": units, "commitment": request.get("commitmentDuration")}
+        arn = self._alias(call, PROVISIONED, request["provisionedModelName"], request["modelId"], request, more)
+        return {"provisionedModelArn": arn}
+
+    def get_provisioned_model_throughput(self, call: Call, request: Request) -> dict[str, Any]:
+        return model_alias.provisioned(call, model_alias.find(call, PROVISIONED, request["provisionedModelId"]))
+
+    def list_provisioned_model_throughputs(self, call: Call, request: Request) -> dict[str, Any]:
+        found, token = page(call.records.iterate(PROVISIONED.kind), request, "name")
+        summaries = [model_alias.provisioned(call, record) for record in found]
+        return {"provisionedModelSummaries": summaries, "nextToken": token}
+
+    def delete_provisioned_model_throughput(self, call: Call, request: Request) -> dict[str, Any]:
+        model_alias.delete(call, PROVISIONED, request["provisionedModelId"])
+        return {}
+
+    def create_custom_model_deployment(self, call: Call, request: Request) -> dict[str, Any]:
+        more = {"description": request.get("description")}
+        arn = self._alias(call, DEPLOYMENT, request["modelDeploymentName"], request["modelArn"], request, more)
+        return {"customModelDeploymentArn": arn}
+
+    def get_custom_model_deployment(self, call: Call, request: Request) -> dict[str, Any]:
+        record = model_alias.find(call, DEPLOYMENT, request["customModelDeploymentIdentifier"])
+        return {"modelDeploymentName": record.body["name"], **model_alias.deployment(call, record)}
+
+    def list_custom_model_deployments(self, call: Call, request: Request) -> dict[str, Any]:
+        found, token = page(call.records.iterate(DEPLOYMENT.kind), request, "name")
+        summaries = [
+            {"customModelDeploymentName": record.body["name"], **model_alias.deployment(call, record)}
+            for record in found
+        ]
+        return {"modelDeploymentSummaries": summaries, "nextToken": token}
+
+    def delete_custom_model_deployment(self, call: Call, request: Request) -> dict[str, Any]:
+        model_alias.delete(call, DEPLOYMENT, request["customModelDeploymentIdentifier"])
+        return {}
+
+    def create_inference_profile(self, call: Call, request: Request) -> dict[str, Any]:
+        more = {"description": request.get("description")}
+        source = request["modelSource"].get("copyFrom") or ""
+        arn = self._alias(call, PROFILE, request["inferenceProfileName"], source, request, more)
+        return {"inferenceProfileArn": arn, "status": "ACTIVE"}
+
+    def get_inference_profile(self, call: Call, request: Request) -> dict[str, Any]:
+        return model_alias.profile(call, model_alias.find(call, PROFILE, request["inferenceProfileIdentifier"]))
+
+    def list_inference_profiles(self, call: Call, request: Request) -> dict[str, Any]:
+        found, token = page(call.records.iterate(PROFILE.kind), request, "name")
+        shown = [model_alias.profile(call, record) for record in found]
+        return {"inferenceProfileSummaries": shown, "nextToken": token}
+
+    def delete_inference_profile(self, call: Call, request: Request) -> dict[str, Any]:
+        model_alias.delete(call, PROFILE, request["inferenceProfileIdentifier"])
+        return {}
+
+    def _alias(self, call: Call, alias: Alias, name: str, model: str, request: Request, more: Mapping[str, Any]) -> str:
+        return model_alias.create(
+            call, alias, name, model, self._foundation, self._ids, more=more, given=request.get("tags")
+        )
+
     def list_foundation_models(self, call: Call, request: Request) -> dict[str, Any]:
         return {"modelSummaries": foundation_model.listed(call, request, self._foundation)}
 
@@ -155,4 +294,11 @@ class Bedrock(Provider):
             return model_import_job.find(call, arn)
         if ":model-invocation-job/" in arn:
             return model_invocation_job.find(call, arn)
+        if ":model-customization-job/" in arn:
+            return model_customization_job.find(call, arn)
+        if ":custom-model/" in arn:
+            return custom_model.find(call, arn)
+        for alias in (PROVISIONED, DEPLOYMENT, PROFILE):
+            if f":{alias.kind}/" in arn:
+                return model_alias.find(call, alias, arn)
         return imported_model.find(call, arn)

@@ -64,6 +64,15 @@ class Vocabulary:
     def encode_prompt(self, prompt: str) -> list[int]:
         return list(self._tokenizer.encode(prompt).ids)
 
+    @property
+    def converses(self) -> bool:
+        """Whether there is a chat template."""
+        return self._template is not None
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of plain text: what looks like a special token stays text."""
+        return list(self._literal.encode(text, add_special_tokens=False).ids)
+
     def token(self, number: int) -> dict[str, Any]:
         """A token as log probabilities name it."""
         text = self._tokenizer.decode([number], skip_special_tokens=False)
