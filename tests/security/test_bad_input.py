@@ -253,7 +253,7 @@ def test_unknown_operations(g):
 def test_unwritten_operations_are_501(g):
     words = "is not implemented in this version of honmaru"
     refused(g, logs(g, "DescribeQueries", {}), 501, "NotImplemented", "DescribeQueries of service logs", words)
-    refused(g, iam(g, b"Action=ListMFADevices&Version=2010-05-08"), 501, "NotImplemented", words)
+    refused(g, iam(g, b"Action=ListSSHPublicKeys&Version=2010-05-08"), 501, "NotImplemented", words)
     refused(g, bedrock(g, "GET", "/guardrails"), 501, "NotImplemented", "ListGuardrails of service bedrock", words)
     refused(g, s3(g, "GET", "/bad-input/key", query="torrent="), 501, "NotImplemented", words)
 

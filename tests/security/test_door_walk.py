@@ -42,28 +42,24 @@ from test_round_trip import parts_of
 REGION = "us-gov-west-1"
 
 ON_EVERYTHING = {
-    "bedrock": "GetFoundationModelAvailability ListFoundationModels ListImportedModels ListModelImportJobs",
+    "bedrock": "GetFoundationModelAvailability",
     "braket": "CreateJob SearchDevices SearchJobs SearchQuantumTasks SearchSpendingLimits",
     "iam": (
         "CreateAccountAlias DeleteAccountAlias DeleteAccountPasswordPolicy GenerateCredentialReport "
-        "GetAccountAuthorizationDetails GetAccountPasswordPolicy GetAccountSummary GetContextKeysForCustomPolicy "
-        "GetCredentialReport GetServiceLinkedRoleDeletionStatus ListAccountAliases ListGroups ListInstanceProfiles "
-        "ListOpenIDConnectProviders ListPolicies ListRoles ListSAMLProviders ListUsers ListVirtualMFADevices "
-        "SimulateCustomPolicy UpdateAccountPasswordPolicy"
+        "GetContextKeysForCustomPolicy GetServiceLinkedRoleDeletionStatus SimulateCustomPolicy "
+        "UpdateAccountPasswordPolicy"
     ),
     "kms": (
-        "ConnectCustomKeyStore CreateCustomKeyStore CreateKey DeleteCustomKeyStore DescribeCustomKeyStores "
-        "DisconnectCustomKeyStore GenerateRandom ListAliases ListKeys ListRetirableGrants UpdateCustomKeyStore"
+        "ConnectCustomKeyStore CreateCustomKeyStore CreateKey DeleteCustomKeyStore DisconnectCustomKeyStore "
+        "GenerateRandom ListRetirableGrants UpdateCustomKeyStore"
     ),
-    "logs": (
-        "DeleteQueryDefinition DescribeQueries DescribeQueryDefinitions GetLogRecord GetQueryResults "
-        "PutQueryDefinition StopQuery TestMetricFilter"
-    ),
+    "logs": "DeleteQueryDefinition GetLogRecord GetQueryResults PutQueryDefinition StopQuery TestMetricFilter",
     "organizations": "*",
     "sts": "DecodeAuthorizationMessage GetAccessKeyInfo",
 }
 """Operations that may leave their target out, so that `service:Operation` is asked on "*": AWS's service authorization
-reference gives them no resource type; an ARN of organizations holds the organisation's id, which no request states."""
+reference gives them no resource type; an ARN of organizations holds the organisation's id, which no request states.
+Operations that read and need no member at all are account-wide by their nature, and may as well."""
 
 ANYBODY = {"sts": {"GetCallerIdentity", "GetSessionToken"}}
 """Operations that any authenticated principal may call: they say who the caller is, or renew its own session."""
@@ -92,9 +88,11 @@ STATED: dict[tuple[str, str], dict[str, Any]] = {
 """Members beyond the required ones without which an operation does not come to ask."""
 
 
-def _on_everything(service: str, name: str) -> bool:
-    names = ON_EVERYTHING.get(service, "").split()
-    return name in names or names == ["*"]
+def _account_wide(operation: Operation) -> bool:
+    names = ON_EVERYTHING.get(operation.service.name, "").split()
+    if operation.name in names or names == ["*"]:
+        return True
+    return operation.read_only and not operation.input_shape.get("required")
 
 
 class Door(GatewayUnderTest):
@@ -221,7 +219,7 @@ class Door(GatewayUnderTest):
         if name in provider.unauthorized:
             return self.own_question(operation, key)
         declared = provider.targets.get(name)
-        if declared is None and not _on_everything(service, name):
+        if declared is None and not _account_wide(operation):
             return "it states no IAM action and resource"
         targets = [declared] if isinstance(declared, Target) else list(declared or ())
         if any(":" not in target.action or not target.resource for target in targets):
