@@ -384,6 +384,8 @@ def test_the_event_bus_gets_everything_and_events_survive_a_restart(bench: Bench
     parts = {"Parts": [{"PartNumber": 1, "ETag": etag}]}
     bench(U, "CompleteMultipartUpload", Key="m", UploadId=upload, MultipartUpload=parts)
     bench(U, "CopyObject", Key="c", CopySource="bucket/m")
+    bench(U, "PutObjectTagging", Key="c", Tagging={"TagSet": [{"Key": "a", "Value": "1"}]})
+    bench(U, "DeleteObjectTagging", Key="c")
     bus = bus_of("aws-iso", "us-iso-east-1", U.account)
     restarted = Keep(bench.keep.directory)
     found = Outbox(restarted.guard).read(U, bus)
@@ -394,6 +396,8 @@ def test_the_event_bus_gets_everything_and_events_survive_a_restart(bench: Bench
         "ObjectRemoved:Delete",
         "ObjectCreated:CompleteMultipartUpload",
         "ObjectCreated:Copy",
+        "ObjectTagging:Put",
+        "ObjectTagging:Delete",
     ]
     orders = [event.order for event in found if event.detail["s3"]["object"]["key"] == "k"]
     assert orders == sorted(orders) and len(set(orders)) == 4, "the sequencer sorts the events of a key"

@@ -1,4 +1,4 @@
-"""Where changes of objects become known: one event for each version that is made or deleted.
+"""Where changes of objects become known: one event for each version that is made or deleted, and for its tags.
 
 Whoever wants to know of them (notifications) registers with `ObjectEvents.on`. The listener is asked while the change
 is being committed and answers further record changes, which are stored in the same transaction: an acknowledged

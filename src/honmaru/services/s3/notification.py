@@ -193,9 +193,9 @@ def _sequencer(call: Call, event: ObjectEvent) -> str:
     """Hexadecimal text that sorts the events of one key, oldest first.
 
     An object that is made, and a delete marker, have their place among the versions, newest first, which is turned
-    round; a version that is deleted for good has none of its own any more and is told by the time.
+    round; what happens to a version later is told by the time.
     """
-    if event.name.endswith(":Delete"):
+    if not event.name.startswith("ObjectCreated:") and not event.name.endswith(":DeleteMarkerCreated"):
         return f"{int((call.now - _EPOCH) / _MICROSECOND):014X}"
     return "".join(f"{15 - int(digit, 16):X}" for digit in event.order)
 

@@ -371,10 +371,10 @@ class S3(Provider):
         return tagging.get_object(_noted(call, request), request)
 
     def put_object_tagging(self, call: Call, request: Request) -> Answer:
-        return tagging.put_object(_noted(call, request), request)
+        return tagging.put_object(_noted(call, request), request, self._commits)
 
     def delete_object_tagging(self, call: Call, request: Request) -> Answer:
-        return tagging.delete_object(_noted(call, request), request)
+        return tagging.delete_object(_noted(call, request), request, self._commits)
 
     # Multipart uploads
 

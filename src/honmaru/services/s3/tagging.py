@@ -7,9 +7,10 @@ from typing import Any
 
 from honmaru.core.errors import Conflict, NotFound
 from honmaru.security.calls import Call
-from honmaru.security.guard import Record
+from honmaru.security.guard import Record, Revision
 from honmaru.services.s3 import bucket as buckets
 from honmaru.services.s3 import contents, versions
+from honmaru.services.s3.events import ObjectEvent
 from honmaru.services.s3.requests import check_key, conflicting, refuse_unwritten, set_tags
 
 _ATTEMPTS = 16
@@ -20,12 +21,12 @@ def get_object(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
     return {"TagSet": _tag_set(record), "VersionId": versions.shown(bucket, record)}
 
 
-def put_object(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
-    return _change_object(call, request, set_tags(request, call.session, 10))
+def put_object(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) -> dict[str, Any]:
+    return _change_object(call, request, commits, set_tags(request, call.session, 10), "ObjectTagging:Put")
 
 
-def delete_object(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
-    return _change_object(call, request, {})
+def delete_object(call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits) -> dict[str, Any]:
+    return _change_object(call, request, commits, {}, "ObjectTagging:Delete")
 
 
 def get_bucket(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -55,15 +56,20 @@ def _object(call: Call, request: Mapping[str, Any]) -> tuple[Record, Record]:
     return bucket, contents.require(call, request["Bucket"], request["Key"], request.get("VersionId"))
 
 
-def _change_object(call: Call, request: Mapping[str, Any], tags: Mapping[str, str]) -> dict[str, Any]:
+def _change_object(
+    call: Call, request: Mapping[str, Any], commits: buckets.BucketCommits, tags: Mapping[str, str], what: str
+) -> dict[str, Any]:
     """Replace a version's tags by compare-and-swap. Raises AccessDenied for one below the session's label."""
     for _ in range(_ATTEMPTS):
         bucket, record = _object(call, request)
+        version, body = versions.shown(bucket, record), record.body
+        event = ObjectEvent(what, bucket, request["Key"], version, body["size"], body["etag"], versions.order_of(body))
+        changes = [Revision(record, {**body, "tags": dict(tags)}), *commits.events.changes(call, event)]
         try:
-            call.records.update(record, {**record.body, "tags": dict(tags)})
+            call.records.apply(changes)
         except Conflict:
             continue
-        return {"VersionId": versions.shown(bucket, record)}
+        return {"VersionId": version}
     raise conflicting()
 
 
