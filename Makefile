@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-keys test-clients test-radosgw test-inference test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-inference bench-policy bench-quantum docs new-service clean
+.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-keys test-clients test-radosgw test-inference test-observability test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-inference bench-policy bench-quantum docs new-service clean
 
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ test-inference: install system ## boto3's, Anthropic's, OpenAI's and LangChain's
 	@PYTHON=$(PYTHON) scripts/install-peers bedrock-clients
 	@PYTHON=$(PYTHON) scripts/install-peers llama-cpp || echo "llama-cpp-python does not build here: its tests are skipped"
 	@HONMARU_INFERENCE=1 $(BIN)/python -m pytest tests/inference
+
+test-observability: install system ## the AWS CLI, Prometheus's and OpenTelemetry's own parsers on logs, metrics, trails and spans
+	@PYTHON=$(PYTHON) scripts/install-peers observability
+	@HONMARU_OBSERVABILITY=1 $(BIN)/python -m pytest tests/unit/test_meters_and_spans.py tests/conformance/test_observability_boto3.py
 
 test-clients: install ## AWS CLI v1, rclone, s3fs and DuckDB against a live enclave: 10,000 files, 200 MB, versions, lock
 	@scripts/system bubblewrap rclone

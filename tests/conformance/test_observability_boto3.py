@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -342,3 +346,34 @@ def test_a_bucket_of_the_name_metrics_is_not_shadowed(enclave: LiveEnclave) -> N
     s3.create_bucket(Bucket="metrics", CreateBucketConfiguration={"LocationConstraint": enclave.region})
     s3.put_object(Bucket="metrics", Key="k", Body=b"x")
     assert [each["Key"] for each in s3.list_objects_v2(Bucket="metrics")["Contents"]] == ["k"]
+
+
+@pytest.mark.skipif(not os.environ.get("HONMARU_OBSERVABILITY"), reason="starts many clients: make test-observability")
+def test_the_aws_cli_speaks_to_each_of_these_services(enclave: LiveEnclave) -> None:
+    program = Path(sys.executable).parent / "aws"
+    environment = {"PATH": os.environ["PATH"], "HOME": str(enclave.data), **enclave.variables("ann", HIGH)}
+
+    def aws(*arguments: str) -> Any:
+        done = subprocess.run(
+            [program, *arguments, "--output", "json"], capture_output=True, text=True, env=environment, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout or "{}")
+
+    now = int(time.time() * 1000)
+    aws("logs", "create-log-group", "--log-group-name", "/cli")
+    aws("logs", "create-log-stream", "--log-group-name", "/cli", "--log-stream-name", "s")
+    event = f"timestamp={now},message=hello"
+    aws("logs", "put-log-events", "--log-group-name", "/cli", "--log-stream-name", "s", "--log-events", event)
+    tail = ("--log-group-name", "/cli", "--start-time", str(now), "--filter-pattern", "hello")
+    assert [each["message"] for each in aws("logs", "filter-log-events", *tail)["events"]] == ["hello"]
+    aws("logs", "put-retention-policy", "--log-group-name", "/cli", "--retention-in-days", "7")
+    aws("cloudwatch", "put-metric-data", "--namespace", "Cli", "--metric-name", "m", "--value", "1.5")
+    assert aws("cloudwatch", "list-metrics", "--namespace", "Cli")["Metrics"][0]["MetricName"] == "m"
+    assert "MetricAlarms" in aws("cloudwatch", "describe-alarms")
+    assert "trailList" in aws("cloudtrail", "describe-trails")
+    assert aws("cloudtrail", "lookup-events", "--max-items", "1")["Events"]
+    names = [each["repositoryName"] for each in aws("ecr", "describe-repositories")["repositories"]]
+    assert "pytorch" in names
+    assert "TagKeys" in aws("resourcegroupstaggingapi", "get-tag-keys")
+    assert aws("service-quotas", "list-services")["Services"]

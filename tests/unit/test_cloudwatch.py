@@ -6,7 +6,6 @@ import math
 import statistics
 from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from honmaru.services.cloudwatch.points import MAX_VALUES, Point, percentile, st
 from honmaru.services.cloudwatch.series import Values
 from honmaru.services.cloudwatch.store import TIERS, Expiry
 from honmaru.services.cloudwatch.watching import AlarmWatch
-from honmaru.testing.keep import Keep, session
+from honmaru.testing.keep import Keep, quick_directory, session
 
 HIGH, LOW = session("SECRET"), session("UNCLASSIFIED")
 X = 5.0
@@ -60,10 +59,11 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    keep = Keep(tmp_path)
-    yield Desk(keep)
-    keep.close()
+def desk() -> Iterator[Desk]:
+    with quick_directory() as directory:
+        keep = Keep(directory)
+        yield Desk(keep)
+        keep.close()
 
 
 # Points

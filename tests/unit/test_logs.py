@@ -15,7 +15,7 @@ from honmaru.ports.logs import LogEvent
 from honmaru.services.logs import Logs, LogStore
 from honmaru.services.logs.patterns import compiled
 from honmaru.services.logs.retention import Retention
-from honmaru.testing.keep import Keep, session
+from honmaru.testing.keep import Keep, quick_directory, session
 
 HIGH, LOW = session("SECRET"), session("UNCLASSIFIED")
 
@@ -36,10 +36,11 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    keep = Keep(tmp_path)
-    yield Desk(keep)
-    keep.close()
+def desk() -> Iterator[Desk]:
+    with quick_directory() as directory:
+        keep = Keep(directory)
+        yield Desk(keep)
+        keep.close()
 
 
 def messages(answer: dict[str, Any]) -> list[str]:

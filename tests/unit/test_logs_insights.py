@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from honmaru.services.logs import Logs, LogStore
 from honmaru.services.logs.insights import Moment, Row, parse
 from honmaru.services.logs.insights.rows import shown
 from honmaru.services.logs.linear_regex import Malformed, linear
-from honmaru.testing.keep import Keep, session
+from honmaru.testing.keep import Keep, quick_directory, session
 
 HIGH, LOW = session("SECRET"), session("UNCLASSIFIED")
 MINUTE = 60_000
@@ -175,10 +174,11 @@ def test_expressions_mean_what_re_says(expression: str, text: str) -> None:
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    keep = Keep(tmp_path)
-    yield Desk(keep)
-    keep.close()
+def desk() -> Iterator[Desk]:
+    with quick_directory() as directory:
+        keep = Keep(directory)
+        yield Desk(keep)
+        keep.close()
 
 
 class Desk:
