@@ -5,7 +5,7 @@ and no event tells of a change that was not made. Whoever takes events reads tho
 acknowledges: what was not acknowledged is read again, after a restart too. So a taker may meet an event twice and
 tells by its id.
 
-Invariants, which the contract suite checks on every implementation:
+Invariants:
 - An event lies at the label of the session whose change it tells of. A session reads events at or below its label, and
   acknowledges only those at its own: a taker works once for each label, as a session at that label.
 - Events are read in the order of their changes as far as the clock tells them apart; `order` sorts those of one key.
