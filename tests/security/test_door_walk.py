@@ -215,7 +215,7 @@ class Door(GatewayUnderTest):
 
     def problem(self, provider: Provider, operation: Operation, key: tuple[str, str]) -> str | None:
         """What is wrong with how an operation is guarded; None when it is as it must be."""
-        service, name = operation.service.name, operation.name
+        name = operation.name
         if name in provider.unauthorized:
             return self.own_question(operation, key)
         declared = provider.targets.get(name)

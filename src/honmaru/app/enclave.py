@@ -51,6 +51,7 @@ from honmaru.jobs.model_customization import ModelCustomization
 from honmaru.jobs.model_import import ModelImport
 from honmaru.jobs.supervisor import Supervisor
 from honmaru.jobs.training import Training
+from honmaru.security import idempotency
 from honmaru.security.calls import Provider
 from honmaru.security.crypto.certificates import LOOPBACK_NAMES, ServerTls, ensure_server_tls
 from honmaru.security.crypto.keyring import Keyring
@@ -268,6 +269,7 @@ class Enclave:
                     alarm_watch.AlarmWatch(self.guard, metrics, self.clock, self.ids, **place).evaluate,
                 ),
                 Step("lifecycle of S3", lifecycle_runner.EVERY_S, lifecycle.run),
+                Step("client tokens", idempotency.FORGET_EVERY_S, self._forget_client_tokens),
                 Step("last use of keys", USES_EVERY_S, self.identity.write_uses),
                 Step("sweep of orphan blobs", _SWEEP_EVERY_S, self._sweep),
             ),
@@ -400,6 +402,9 @@ class Enclave:
         swept = self.guard.sweep_blobs(alone=alone, go_on=lambda: not self.stopping.wait(0.005))
         if swept:
             _LOG.info("the sweep freed %d blobs that no record named", swept)
+
+    def _forget_client_tokens(self) -> None:
+        idempotency.forget_old(self.guard, SERVICES, self.clock.now())
 
     def _first_sweep(self) -> None:
         # Beside the first requests: with millions of objects a sweep takes longer than anybody wants to wait.

@@ -30,6 +30,7 @@ from honmaru.security.guard.records import Creation, GuardedChange
 
 KIND = "client-token"
 KEPT_FOR = timedelta(days=7)
+FORGET_EVERY_S = 3600.0
 
 _MEMBERS = ("clientToken", "ClientToken", "clientRequestToken", "ClientRequestToken", "idempotencyToken")
 _MISMATCH = "{} was used before for a request with other parameters: use a new one"
