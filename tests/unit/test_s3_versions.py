@@ -96,6 +96,12 @@ def clients(keep: Keep) -> Callable[[Session], Client]:
 
 
 @pytest.fixture
+def strangers(keep: Keep) -> Callable[[Session], Client]:
+    """Clients that share the store and no lock, as those of several processes do."""
+    return lambda who: Client(keep, S3(keep.ids, BucketCommits()), who)
+
+
+@pytest.fixture
 def client(clients: Callable[[Session], Client]) -> Client:
     made = clients(S)
     made("CreateBucket")
@@ -376,7 +382,7 @@ def test_who_states_an_entity_tag_must_be_allowed_to_read(client: Client) -> Non
 @pytest.mark.parametrize("condition", ["none-match", "match"])
 @pytest.mark.parametrize("operation", ["PutObject", "CopyObject", "CompleteMultipartUpload", "DeleteObject"])
 def test_of_many_conditional_writers_one_wins(
-    client: Client, clients: Callable[[Session], Client], condition: str, operation: str
+    client: Client, strangers: Callable[[Session], Client], condition: str, operation: str
 ) -> None:
     """The race is at its worst where all of them have passed the early check: there they wait for each other."""
     if operation == "DeleteObject" and condition == "none-match":
@@ -395,7 +401,7 @@ def test_of_many_conditional_writers_one_wins(
             return super().__iter__()
 
     def write(number: int) -> None:
-        one = clients(S)
+        one = strangers(S)
         try:
             if operation == "PutObject":
                 one("PutObject", Key="k", Body=Late(f"new {number}".encode()), **wanted)
@@ -606,13 +612,13 @@ def both(*works: Callable[[], object]) -> list[str | None]:
     return codes
 
 
-def test_a_bucket_is_not_deleted_under_an_object_or_upload(clients: Callable[[Session], Client], keep: Keep) -> None:
-    client = clients(S)
+def test_a_bucket_is_not_deleted_under_an_object_or_upload(strangers: Callable[[Session], Client], keep: Keep) -> None:
+    client = strangers(S)
     outcomes = set()
     for number in range(40):
         client("CreateBucket")
-        writers = [lambda: clients(S).put("k", b"1"), lambda: clients(S)("CreateMultipartUpload", Key="k")]
-        codes = both(lambda: clients(S)("DeleteBucket"), writers[number % 2])
+        writers = [lambda: strangers(S).put("k", b"1"), lambda: strangers(S)("CreateMultipartUpload", Key="k")]
+        codes = both(lambda: strangers(S)("DeleteBucket"), writers[number % 2])
         outcomes.add(tuple(codes))
         assert tuple(codes) in {(None, "NoSuchBucket"), ("BucketNotEmpty", None), (None, None)}, codes
         if codes == ["BucketNotEmpty", None]:
@@ -624,16 +630,16 @@ def test_a_bucket_is_not_deleted_under_an_object_or_upload(clients: Callable[[Se
     assert blobs_on_disk(keep) == 0 and len(outcomes) > 1, outcomes
 
 
-def test_a_part_never_outlives_its_upload(client: Client, clients: Callable[[Session], Client], keep: Keep) -> None:
+def test_a_part_never_outlives_its_upload(client: Client, strangers: Callable[[Session], Client], keep: Keep) -> None:
     for number in range(30):
         place = {"Key": "k", "UploadId": client("CreateMultipartUpload", Key="k")["UploadId"]}
         part = client("UploadPart", **place, PartNumber=1, Body=Upload(b"1"))
         end = {"MultipartUpload": {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}}
         ends = [
-            lambda place=place: clients(S)("AbortMultipartUpload", **place),
-            lambda place=place, end=end: clients(S)("CompleteMultipartUpload", **place, **end),
+            lambda place=place: strangers(S)("AbortMultipartUpload", **place),
+            lambda place=place, end=end: strangers(S)("CompleteMultipartUpload", **place, **end),
         ]
-        late = lambda place=place, number=number: clients(S)(  # noqa: E731
+        late = lambda place=place, number=number: strangers(S)(  # noqa: E731
             "UploadPart", **place, PartNumber=1 + number // 2 % 2, Body=Upload(b"1")
         )
         codes = both(ends[number % 2], late)
