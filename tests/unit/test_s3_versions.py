@@ -129,6 +129,8 @@ def test_a_bucket_says_whether_it_keeps_versions(clients: Callable[[Session], Cl
         client.versioning(status)
         assert client("GetBucketVersioning")["Status"] == status
     refused("IllegalVersioningConfigurationException", lambda: client.versioning("Off"))
+    enabled = {"VersioningConfiguration": {"Status": "Enabled"}}
+    refused("NotImplemented", lambda: client("PutBucketVersioning", **enabled, MFA="serial 123456"))
     refused("NotImplemented", lambda: client("PutBucketVersioning", VersioningConfiguration={"MFADelete": "Enabled"}))
 
 

@@ -215,6 +215,7 @@ def get_versioning(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def put_versioning(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    refuse_unwritten(request)
     _change(call, request, lambda bucket: versions.with_status(request, bucket))
     return {}
 
