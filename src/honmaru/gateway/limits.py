@@ -30,7 +30,7 @@ class Limits:
     keep_alive_s: int = 75
     connections: int = 16_384
     """Beyond it idle ones make place (`connections`)."""
-    workers: int = 16
+    workers: int = 12
     """Requests that are worked on at once, and threads that run operations; streamed uploads have their own."""
     workers_each: int = 4
     """Of these, for one person at one label while others ask too: so one more caller finds a turn, and a quick one."""

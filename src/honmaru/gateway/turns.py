@@ -1,9 +1,9 @@
 """Turns: how many requests are worked on at once, and whose is next.
 
 Invariants:
-- At most `limit` turns are taken. One holder may have all of them while nobody else was seen for a second, and `each`
-  of them otherwise: whoever comes while one holder floods finds a turn free, or gets the next one, and little else
-  is being done meanwhile.
+- At most `limit` turns are taken. One holder may have all but `each` of them while nobody else was seen for a second,
+  and `each` of them otherwise: whoever comes while one holder floods finds a turn free, and little else is being done
+  meanwhile.
 - Requests that nobody vouches for (holder None) never have more than `each` together.
 - Holders that wait are served in rotation, their own requests in order.
 - At most `queued` requests wait, at most half of them of one holder; beyond it they are refused as throttled.
@@ -29,6 +29,7 @@ class Turns:
 
     def __init__(self, limit: int, each: int, queued: int, now: Callable[[], float]) -> None:
         self._limit, self._each, self._queued, self._now = limit, min(each, limit), queued, now
+        self._alone = max(self._each, limit - self._each)
         self._seen: dict[Hashable, float] = {}
         """Holders of the last second, the one seen longest ago first."""
         self._taken = 0
@@ -85,7 +86,7 @@ class Turns:
             pass
 
     def _share(self, holder: Hashable) -> int:
-        return self._each if len(self._seen) > 1 or holder is None else self._limit
+        return self._each if len(self._seen) > 1 or holder is None else self._alone
 
     def _hand_on(self) -> bool:
         for holder, waiting in self._waiting.items():

@@ -154,6 +154,11 @@ class RecordStore(Protocol):
         """Every label that any record carries or has carried."""
         ...
 
+    def known_labels(self) -> frozenset[str]:
+        """`labels` as of the newest `get` or `labels` of this store, without asking. Each `get` brings it up to what
+        was stored when it read; the same object is given until a label is added."""
+        ...
+
     def outbox(self, limit: int = 1000) -> builtins.list[OutboxEntry]:
         """Entries not yet confirmed to be in the ledger, oldest first."""
         ...

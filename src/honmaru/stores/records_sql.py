@@ -123,7 +123,7 @@ _OUTBOX = "SELECT id, label, payload FROM outbox ORDER BY position LIMIT ?"
 _SCOPES = "SELECT id, account, label FROM scopes WHERE id > ?"
 # Scopes are only ever added. A sequence of PostgreSQL may commit a lower number after a higher one; SQLite has one
 # writer, so there the highest number tells, and finding it reads one page however many there are.
-_NEWS = {True: "SELECT max(id) FROM scopes", False: "SELECT count(*) FROM scopes"}
+_NEWS = {True: "SELECT max(id) AS news FROM scopes", False: "SELECT count(*) AS news FROM scopes"}
 _ADD_SCOPE = "INSERT INTO scopes (account, label) VALUES (?, ?) ON CONFLICT DO NOTHING"
 _SCOPE = "SELECT id FROM scopes WHERE account = ? AND label = ?"
 _GET_ACROSS = f"SELECT {_COLUMNS} FROM records WHERE service = ? AND kind = ? AND name = ? AND {_NOT_BULK}"  # noqa: S608
@@ -157,14 +157,18 @@ class SqlRecordStore:
     def get(self, account: str | None, service: str, kind: str, name: str, labels: Collection[str]) -> list[Row]:
         scopes = self._scope_ids(account, labels)
         if not scopes:
+            self.labels()
             return []
         if account is None and len(scopes) > _FEW and kind not in _BULK:
+            self.labels()
             wanted = frozenset(scopes)
             found = self._database.read(_GET_ACROSS, (service, kind, name))
             rows = [self._row(columns) for columns in found if columns[0] in wanted]
         else:
-            found = self._database.read(_get(len(scopes)), (*scopes, service, kind, name))
-            rows = [self._row(columns) for columns in found]
+            found = self._database.read(_get(len(scopes), self._sqlite), (*scopes, service, kind, name))
+            if found[0][0] != self._news:
+                self._load_scopes()
+            rows = [self._row(columns[1:]) for columns in found if columns[1] is not None]
         return rows if len(rows) < 2 else sorted(rows, key=lambda row: (row.label, row.account))
 
     def list(
@@ -234,8 +238,11 @@ class SqlRecordStore:
 
     def labels(self) -> frozenset[str]:
         # Another process may have added a scope; scopes are never changed or removed.
-        if self._database.read(_NEWS[self._sqlite]) != self._news:
+        if self._database.read(_NEWS[self._sqlite])[0][0] != self._news:
             self._load_scopes()
+        return self._labels
+
+    def known_labels(self) -> frozenset[str]:
         return self._labels
 
     def outbox(self, limit: int = 1000) -> builtins.list[OutboxEntry]:
@@ -378,7 +385,7 @@ class SqlRecordStore:
         return [scope for scope, (_, label) in self._places.items() if label in wanted]
 
     def _load_scopes(self) -> None:
-        news = self._database.read(_NEWS[self._sqlite])  # first: what comes between the two is loaded again
+        news = self._database.read(_NEWS[self._sqlite])[0][0]  # first: what comes between the two is loaded again
         # On SQLite scopes are numbered in the order of their commits, so only those behind the last one are new.
         behind = max(self._places, default=-1) if self._sqlite else -1
         found = self._database.read(_SCOPES, (behind,))
@@ -394,9 +401,14 @@ class SqlRecordStore:
 
 
 @functools.cache
-def _get(scopes: int) -> str:
-    places = "scope = ?" if scopes == 1 else f"scope IN ({', '.join('?' * scopes)})"
-    return f"SELECT {_COLUMNS} FROM records WHERE {places} AND service = ? AND kind = ? AND name = ?"  # noqa: S608
+def _get(scopes: int, sqlite: bool) -> str:
+    """The instances of a name beside what tells whether a scope was added: one statement, so one state of both."""
+    places = "r.scope = ?" if scopes == 1 else f"r.scope IN ({', '.join('?' * scopes)})"
+    columns = ", ".join(f"r.{column}" for column in _COLUMNS.split(", "))
+    return (
+        f"SELECT n.news, {columns} FROM ({_NEWS[sqlite]}) AS n LEFT JOIN records AS r "  # noqa: S608
+        f"ON {places} AND r.service = ? AND r.kind = ? AND r.name = ?"
+    )
 
 
 @functools.cache

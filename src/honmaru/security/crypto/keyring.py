@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from functools import lru_cache
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -184,5 +185,10 @@ def _parted(stored: bytes) -> tuple[bytes, bytes]:
 
 def _bind(purpose: bytes, account: str, label: str, context: bytes) -> bytes:
     """Associated data; each part is preceded by its length, so no two different tuples read the same."""
-    parts = (purpose, account.encode(), label.encode(), context)
+    return _bound_to(purpose, account, label) + len(context).to_bytes(4, "big") + context
+
+
+@lru_cache(4096)
+def _bound_to(purpose: bytes, account: str, label: str) -> bytes:
+    parts = (purpose, account.encode(), label.encode())
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)

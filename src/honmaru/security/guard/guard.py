@@ -198,7 +198,9 @@ class Guard:
 
     def visible_labels(self, high: Label) -> list[str]:
         """Those of `all_labels` that `high` dominates."""
-        present = self._store.labels()
+        return self._below(high, self._store.labels())
+
+    def _below(self, high: Label, present: frozenset[str]) -> list[str]:
         known = self._visible.get(high)
         if known is None or known[0] is not present:
             below = [canonical for canonical in self._sorted(present) if high.dominates(self.label(canonical))]
@@ -210,6 +212,14 @@ class Guard:
         if self._present[0] is not present:
             self._present = (present, sorted(present))
         return self._present[1]
+
+    def visible_rows(self, account: str | None, service: str, kind: str, name: str, high: Label) -> list[Row]:
+        """Sealed instances of one name at the labels that `high` dominates, whoever added the newest of them."""
+        while True:
+            visible = self._below(high, self._store.known_labels())
+            rows = self._store.get(account, service, kind, name, visible)
+            if self._below(high, self._store.known_labels()) == visible:
+                return rows
 
     def rows(self, account: str | None, service: str, kind: str, name: str, labels: Collection[str]) -> list[Row]:
         """Sealed instances of one name at the given labels."""

@@ -110,7 +110,7 @@ class GuardedRecords:
         """The visible instance of a name, or None. Label: reads at or below the session's label."""
         if not _is_name(name):
             return None
-        rows = self._guard.rows(self._session.account, self._service, kind, name, self._visible())
+        rows = self._guard.visible_rows(self._session.account, self._service, kind, name, self._session.label)
         row = self._resolve(rows)
         return None if row is None else self._guard.open(row)
 
@@ -118,7 +118,7 @@ class GuardedRecords:
         """Every visible instance of a name, by label. Label: reads at or below the session's label, as `get`."""
         if not _is_name(name):
             return []
-        rows = self._guard.rows(self._session.account, self._service, kind, name, self._visible())
+        rows = self._guard.visible_rows(self._session.account, self._service, kind, name, self._session.label)
         return [self._guard.open(row) for row in rows]
 
     def iterate_instances(self, kind: str, *, prefix: str = "", after: str = "", page: int = _PAGE) -> Iterator[Record]:
@@ -210,7 +210,7 @@ class GuardedRecords:
     def _resolve(self, rows: Iterable[Row]) -> Row | None:
         """The instance at the session's label, else a maximal one; the session's label dominates all of them."""
         best: Row | None = None
-        for row in sorted(rows, key=lambda row: row.label):
+        for row in rows if type(rows) is builtins.list and len(rows) < 2 else sorted(rows, key=lambda row: row.label):
             if best is None or self._above(row, best):
                 best = row
         return best
@@ -257,7 +257,7 @@ class Sight:
         if not _is_name(name):
             return None
         best: Row | None = None
-        for row in self._guard.rows(account, self._service, kind, name, self._guard.visible_labels(self.label)):
+        for row in self._guard.visible_rows(account, self._service, kind, name, self.label):
             label = self._guard.label
             if best is None or (row.label != best.label and label(row.label).dominates(label(best.label))):
                 best = row
