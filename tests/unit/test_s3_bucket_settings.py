@@ -210,6 +210,7 @@ def test_a_policy_is_kept_as_it_came(bench: Bench) -> None:
     [
         ({"Principal": None}, "Missing required field Principal"),
         ({"Principal": {"AWS": "nobody"}}, "Invalid principal in policy"),
+        ({"Principal": {"AWS": "arn:aws:iam::123456789012:root"}}, "Invalid principal in policy"),
         ({"Action": "s3:Fly"}, "Policy has invalid action"),
         ({"Action": "ec2:RunInstances"}, "Policy has invalid action"),
         ({"Action": ["s3:GetObject", "s3:ListBucket"]}, "Action does not apply to any resource(s) in statement"),
@@ -226,6 +227,14 @@ def test_policies_that_are_malformed(bench: Bench, statement: dict[str, Any], wo
     given = {key: value for key, value in {**READ, **statement}.items() if value is not None}
     assert words in refused("MalformedPolicy", lambda: bench.policy(U, given)).message
     refused("NoSuchBucketPolicy", lambda: bench(U, "GetBucketPolicy"))
+
+
+def test_another_account_does_not_read_or_write_the_policy_of_a_bucket(bench: Bench) -> None:
+    bench.policy(U, READ)
+    guest = session("UNCLASSIFIED", account="999999999999")
+    for operation in (bench.s3.get_bucket_policy, bench.s3.put_bucket_policy, bench.s3.delete_bucket_policy):
+        call = bench.keep.call(guest, "GetBucketPolicy").within(U.account)
+        refused("MethodNotAllowed", lambda: operation(call, {"Bucket": "bucket", "Policy": "{}"}))  # noqa: B023
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ _EXACT = re.compile(r"(ForAnyValue:|ForAllValues:)?(String|Arn)(Equals|EqualsIgn
 
 
 def get(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
+    _check_owner(call)
     return {"Policy": settings.required(call, request, "policy")}
 
 
@@ -88,12 +89,14 @@ def status(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
 
 def delete(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
     """Deleting a policy that is not there succeeds, as in S3."""
+    _check_owner(call)
     settings.keep(call, request, "policy", None)
     return {}
 
 
 def put(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
     """Raises ValidationFault (MalformedPolicy) or AccessDenied (a public policy where those are blocked)."""
+    _check_owner(call)
     bucket = buckets.require(call.records, request)
     text = request["Policy"]
     document = check(text, bucket.name, call.session.partition)
@@ -109,6 +112,12 @@ def put(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def _check_owner(call: Call) -> None:
+    """A bucket's policy is its own account's affair, whomever it lets in. Raises ValidationFault (MethodNotAllowed)."""
+    if call.account != call.session.account:
+        raise ValidationFault("The specified method is not allowed against this resource.", code="MethodNotAllowed")
+
+
 def check(text: str, bucket: str, partition: str) -> Document:
     """The document, if it may be the policy of this bucket. Raises ValidationFault in S3's words."""
     if len(text.encode()) > LIMIT_BYTES:
@@ -121,6 +130,9 @@ def check(text: str, bucket: str, partition: str) -> Document:
         raise _malformed(fault.message) from None
     own = f"arn:{partition}:s3:::{bucket}"
     for statement in document.statements:
+        for principal in statement.principals.get("AWS", ()):
+            if principal.startswith("arn:") and not principal.startswith(f"arn:{partition}:"):
+                raise _malformed(f'Invalid principal in policy: "AWS":"{principal[:256]}"')
         _check_statement(statement, own)
     return document
 
