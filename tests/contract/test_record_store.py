@@ -212,6 +212,23 @@ def test_a_second_opening_sees_the_same(store: SqlRecordStore, store_url: str) -
     again.close()
 
 
+def test_labels_of_other_processes_are_seen_whoever_added_one_later(store: SqlRecordStore, store_url: str) -> None:
+    again = SqlRecordStore(store_url)
+    store.apply([create("a", LOW)])
+    again.apply([create("a", HIGH)])
+    store.apply([create("a", OTHER)])  # this one knows LOW and OTHER now, the other one HIGH in between
+    assert store.known_labels() == {LOW, OTHER}
+    assert [row.label for row in store.get("1", "s3", "object", "a", [LOW])] == [LOW]
+    assert store.known_labels() == {LOW, HIGH, OTHER}
+    assert [row.label for row in store.get("1", "s3", "object", "a", [LOW, HIGH, OTHER])] == [HIGH, LOW, OTHER]
+    assert again.get("1", "s3", "object", "missing", ["nowhere"]) == []
+    assert again.known_labels() == {LOW, HIGH, OTHER}
+    known = store.known_labels()
+    store.get("1", "s3", "object", "missing", [LOW])
+    assert store.known_labels() is known
+    again.close()
+
+
 def test_one_of_many_concurrent_writers_wins_each_version(store: SqlRecordStore) -> None:
     (row,) = store.apply([create("counter")])
     won: list[int] = []

@@ -386,8 +386,9 @@ class SqlRecordStore:
 
     def _load_scopes(self) -> None:
         news = self._database.read(_NEWS[self._sqlite])[0][0]  # first: what comes between the two is loaded again
-        # On SQLite scopes are numbered in the order of their commits, so only those behind the last one are new.
-        behind = max(self._places, default=-1) if self._sqlite else -1
+        # On SQLite scopes are numbered in the order of their commits, so only those behind the last load are new: not
+        # those behind the last known one, which this process may have added after another one's.
+        behind = self._news if self._sqlite and self._news is not None else -1
         found = self._database.read(_SCOPES, (behind,))
         self._remember({(account, label): scope for scope, account, label in found})
         self._news = news
