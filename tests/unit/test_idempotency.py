@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import boto3
 import pytest
+from botocore.config import Config
+from botocore.exceptions import ClientError
 
-from honmaru.core.errors import Conflict, IntegrityFault
+from honmaru.core.errors import Conflict, IntegrityFault, StoreUnavailable
 from honmaru.security import idempotency
+from honmaru.security.calls import Provider
 from honmaru.security.guard.records import Creation
+from honmaru.testing.gateways import REGION, GatewayUnderTest
 from honmaru.testing.keep import Keep, quick_directory, session
 
 REQUEST = {"clientToken": "t", "name": "n", "blob": b"\x00\xff", "list": [1, {"a": None}]}
@@ -117,3 +122,98 @@ def test_sabotage_a_note_that_was_swapped_does_not_open(keep):
     base.close()
     with pytest.raises(IntegrityFault):
         idempotency.earlier(keep.call(session("SECRET"), "CreateOther", service="braket"), REQUEST)
+
+
+class Definitions(Provider):
+    """An operation with a client token whose method knows nothing of tokens."""
+
+    service = "logs"
+
+    def __init__(self):
+        self.made = 0
+
+    def put_query_definition(self, call, request):
+        self.made += 1
+        return {"queryDefinitionId": f"id-{self.made}"}
+
+
+class Jobs(Provider):
+    service = "bedrock"
+
+    def __init__(self):
+        self.made = 0
+
+    def create_guardrail(self, call, request):
+        self.made += 1
+        return {"guardrailId": f"g{self.made}", "guardrailArn": "arn", "version": "DRAFT", "createdAt": call.now}
+
+
+@pytest.fixture
+def served(tmp_path):
+    gateway = GatewayUnderTest(tmp_path, [Definitions(), Jobs()])
+    with gateway.served() as port:
+
+        def client(service, key):
+            return boto3.client(
+                service,
+                endpoint_url=f"http://127.0.0.1:{port}",
+                region_name=REGION,
+                aws_access_key_id=key[0],
+                aws_secret_access_key=key[1],
+                config=Config(retries={"total_max_attempts": 1}),
+            )
+
+        yield gateway, client
+    gateway.close()
+
+
+def test_the_gateway_repeats_every_operation_whose_model_has_a_token(served):
+    gateway, client = served
+    logs = client("logs", gateway.high)
+    ask = {"name": "n", "queryString": "fields @message", "clientToken": "t" * 36}
+    first = logs.put_query_definition(**ask)["queryDefinitionId"]
+    assert logs.put_query_definition(**ask)["queryDefinitionId"] == first
+    assert logs.put_query_definition(name="n", queryString="fields @message")["queryDefinitionId"] != first
+    with pytest.raises(ClientError) as caught:
+        logs.put_query_definition(**{**ask, "name": "other"})
+    assert caught.value.response["Error"]["Code"] == "InvalidParameterException"
+    low = client("logs", gateway.low)
+    assert low.put_query_definition(**ask)["queryDefinitionId"] != first
+    told = [
+        entry["honmaru"]["details"].get("repeated", False)
+        for log in gateway.ledger.entries.values()
+        for entry in log
+        if entry.get("eventName") == "PutQueryDefinition"
+    ]
+    assert sorted(told) == [False, False, False, False, True]
+
+
+def test_times_of_an_answer_come_back_and_a_mismatch_is_the_modelled_error(served):
+    gateway, client = served
+    bedrock = client("bedrock", gateway.high)
+    ask = {"name": "n", "blockedInputMessaging": "i", "blockedOutputsMessaging": "o", "clientRequestToken": "t"}
+    first = bedrock.create_guardrail(**ask)
+    again = bedrock.create_guardrail(**ask)
+    assert again["guardrailId"] == first["guardrailId"] == "g1"
+    assert abs((again["createdAt"] - first["createdAt"]).total_seconds()) < 0.01
+    with pytest.raises(ClientError) as caught:
+        bedrock.create_guardrail(**{**ask, "name": "m"})
+    assert caught.value.response["Error"]["Code"] == "ConflictException"
+    assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] in (400, 409)
+
+
+def test_a_request_that_failed_may_be_sent_again(keep):
+    calls = []
+
+    def sometimes(call, request):
+        calls.append(1)
+        if len(calls) == 1:
+            raise StoreUnavailable("not now")
+        return {"arn": "a"}
+
+    method = idempotency.repeatable(sometimes)
+    with pytest.raises(StoreUnavailable):
+        method(call(keep), REQUEST)
+    assert method(call(keep), REQUEST) == {"arn": "a"}
+    assert method(call(keep), REQUEST) == {"arn": "a"}
+    assert len(calls) == 2

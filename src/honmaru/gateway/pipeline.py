@@ -43,6 +43,7 @@ from honmaru.gateway.request_tags import request_tags
 from honmaru.gateway.turns import Turns
 from honmaru.gateway.workers import Landed, Workers
 from honmaru.ports.runtime import Clock, Ids
+from honmaru.security import idempotency
 from honmaru.security.calls import Call, Provider
 from honmaru.security.guard import Guard
 from honmaru.security.identity.resources import Resources
@@ -94,6 +95,17 @@ class _Bound:
         self.context = provider.context
         self.prompt = operation.name in provider.prompt
         self.payload = _payload(operation)
+        if not self.asynchronous and idempotency.has_token(operation.input_shape["members"]):
+            self.method = idempotency.repeatable(method, code=_mismatch_code(operation))
+
+
+_MISMATCHES = ("IdempotentParameterMismatchException", "ConflictException")
+
+
+def _mismatch_code(operation: Operation) -> str | None:
+    """The modelled error for a client token that was used with other members."""
+    modelled = {error["shape"] for error in operation.model.get("errors", ())}
+    return next((code for code in _MISMATCHES if code in modelled), None)
 
 
 class Pipeline:
