@@ -12,7 +12,7 @@ import os
 import random
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,22 +24,29 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from honmaru.app.service_deliveries import ServiceDeliveries
+from honmaru.app.tag_sources import tag_sources
 from honmaru.core.labels import Label
 from honmaru.gateway.app import Gateway, Limits
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.instances import Capacity
+from honmaru.security.calls import Provider
 from honmaru.security.guard import Guard
 from honmaru.security.identity import Identity
 from honmaru.security.ledger import Ledger
 from honmaru.security.page_tokens import PageTokens
 from honmaru.services.cloudtrail.provider import CloudTrail
+from honmaru.services.cloudwatch import CloudWatch, MetricStore
+from honmaru.services.cloudwatch.watching import AlarmWatch
+from honmaru.services.ecr import Ecr
 from honmaru.services.iam import Iam
 from honmaru.services.logs import Logs, LogStore
+from honmaru.services.resourcegroupstaggingapi import ResourceTagging
 from honmaru.services.s3.access import S3Buckets
 from honmaru.services.s3.bucket import BucketCommits
 from honmaru.services.s3.cors import CrossOrigin
 from honmaru.services.s3.provider import S3
 from honmaru.services.sagemaker import SageMaker
+from honmaru.services.service_quotas import Quota, ServiceQuotas
 from honmaru.services.sts import Sts
 from honmaru.testing.keep import ACCOUNT, Keep, quick_directory
 
@@ -75,21 +82,27 @@ class World:
         identity.bootstrap()
         commits = BucketCommits()
         buckets = S3Buckets(guard, identity, self.ledger, keep.clock, keep.ids, commits)
-        logs = LogStore(guard, keep.clock, keep.ids)
+        metrics = MetricStore(guard, keep.ids)
+        self.alarms = AlarmWatch(guard, metrics, keep.clock, keep.ids, partition="aws-iso-b", region=REGION)
+        logs = LogStore(guard, keep.clock, keep.ids, metrics)
         deliveries = ServiceDeliveries(
             "cloudtrail.amazonaws.com", guard, identity, self.ledger, keep.clock, keep.ids, commits
         )
         environments = Environments(directory / "environments.json")
         capacity = Capacity(cores=2, memory_bytes=8 << 30)
+        carried: tuple[Provider, ...] = (
+            Sts(identity),
+            Iam(identity),
+            S3(keep.ids, commits),
+            SageMaker(identity, buckets, environments, lambda: None, capacity, keep.ids),
+            Logs(logs, keep.clock),
+            CloudTrail(self.ledger, deliveries),
+            CloudWatch(metrics),
+            Ecr(environments),
+            ServiceQuotas({"logs": "Logs"}, [Quota("logs", "L-1", "Things", 1.0, adjustable=True)]),
+        )
         self.gateway = Gateway(
-            providers=(
-                Sts(identity),
-                Iam(identity),
-                S3(keep.ids, commits),
-                SageMaker(identity, buckets, environments, lambda: None, capacity, keep.ids),
-                Logs(logs, keep.clock),
-                CloudTrail(self.ledger, deliveries),
-            ),
+            providers=(*carried, ResourceTagging(tag_sources(carried))),
             identity=identity,
             guard=guard,
             ledger=self.ledger,
@@ -113,6 +126,14 @@ class World:
     def at(self, number: int) -> None:
         self.keep.clock.seconds = self._base + number / 100
         self.keep.ids.reseed(f"action {number}")
+
+    def step(self, number: int) -> None:
+        """What the platform does by itself, at its own pace; the next action draws ids as if it had not."""
+        self.at(number)
+        if number % 4 == 0:
+            self.keep.clock.seconds += 600  # periods of alarms end
+            self.alarms.evaluate()
+        self.at(number)
 
     def exchange(self, request: Any) -> AWSResponse:
         """Answer a signed request of botocore from the gateway, over ASGI."""
@@ -174,6 +195,7 @@ class Clients:
     def __init__(self, cache: Path) -> None:
         self.cache = cache
         self.world: World | None = None
+        self._session = boto3.Session(region_name=REGION)
         self._made: dict[tuple[str, tuple[str, str]], Any] = {}
 
     def get(self, service: str, marking: str) -> Any:
@@ -181,8 +203,14 @@ class Clients:
         place = (service, self.world.keys[marking])
         if place not in self._made:
             config = Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"})
-            session = boto3.Session(*place[1], region_name=REGION)
-            made = session.client(service, endpoint_url="http://127.0.0.1:1", config=config)
+            key, secret = place[1]
+            made = self._session.client(
+                service,
+                endpoint_url="http://127.0.0.1:1",
+                config=config,
+                aws_access_key_id=key,
+                aws_secret_access_key=secret,
+            )
             made.meta.events.register("before-send", self._send)
             self._made[place] = made
         return self._made[place]
@@ -197,6 +225,15 @@ def perform(clients: Clients, world: World, marking: str, chance: random.Random,
     s3, logs, iam = (clients.get(service, marking) for service in ("s3", "logs", "iam"))
     sagemaker, trail = clients.get("sagemaker", marking), clients.get("cloudtrail", marking)
     bucket, key, name = chance.choice(BUCKETS), chance.choice(KEYS), chance.choice(NAMES)
+    watch, ecr, tagging, quotas = (
+        clients.get(service, marking) for service in ("cloudwatch", "ecr", "resourcegroupstaggingapi", "service-quotas")
+    )
+    now = world.keep.clock.now()
+    hour = {"StartTime": now - timedelta(hours=1), "EndTime": now + timedelta(minutes=1)}
+    tags = [{"Key": key.replace("/", "-"), "Value": f"{number % 3}"}]
+    alarm = {"AlarmName": name, "Namespace": "N", "MetricName": name, "Statistic": "Sum", "Period": 60}
+    alarm |= {"EvaluationPeriods": 1, "Threshold": 5.0, "ComparisonOperator": "GreaterThanThreshold", "Tags": tags}
+    transformation = {"metricName": name, "metricNamespace": "N", "metricValue": "1"}
     place = {"Bucket": bucket, "Key": key}
     where = {"logGroupName": name, "logStreamName": "s"}
     trust = '{"Version":"2012-10-17","Statement":[]}'
@@ -231,6 +268,29 @@ def perform(clients: Clients, world: World, marking: str, chance: random.Random,
         lambda: sagemaker.describe_model_package_group(ModelPackageGroupName=name),
         lambda: sagemaker.list_training_jobs(),
         lambda: trail.lookup_events(MaxResults=5),
+        lambda: trail.describe_trails(),
+        lambda: logs.filter_log_events(logGroupName=name, filterPattern="?1 ?2"),
+        lambda: logs.put_retention_policy(logGroupName=name, retentionInDays=1),
+        lambda: logs.put_metric_filter(
+            logGroupName=name, filterName="f", filterPattern="", metricTransformations=[transformation]
+        ),
+        lambda: logs.describe_metric_filters(),
+        lambda: watch.put_metric_data(Namespace="N", MetricData=[{"MetricName": name, "Value": float(number)}]),
+        lambda: watch.put_metric_data(Namespace="N", MetricData=[{"MetricName": name, "Value": float(number)}]),
+        lambda: watch.list_metrics(),
+        lambda: watch.get_metric_statistics(Namespace="N", MetricName=name, Period=60, Statistics=["Sum"], **hour),
+        lambda: watch.put_metric_alarm(**alarm),
+        lambda: watch.describe_alarms(),
+        lambda: watch.describe_alarm_history(),
+        lambda: watch.delete_alarms(AlarmNames=[name]),
+        lambda: ecr.create_repository(repositoryName=name, tags=tags),
+        lambda: ecr.describe_repositories(),
+        lambda: ecr.delete_repository(repositoryName=name),
+        lambda: tagging.get_resources(),
+        lambda: tagging.get_tag_keys(),
+        lambda: tagging.tag_resources(ResourceARNList=[f"arn:aws-iso-b:s3:::{bucket}"], Tags={"t": f"{number % 3}"}),
+        lambda: quotas.request_service_quota_increase(ServiceCode="logs", QuotaCode="L-1", DesiredValue=2.0),
+        lambda: quotas.list_requested_service_quota_change_history(),
     ]
     try:
         chance.choice(choices)()
@@ -254,8 +314,12 @@ def received(directory: Path, base: datetime, clients: Clients, script: Script, 
     """What the observer received, by action."""
     world = World(directory, base, clients.cache)
     shown: dict[int, Any] = {}
-    for number, marking, draw in script:
-        world.at(number)
+    actions = {number: (marking, draw) for number, marking, draw in script}
+    for number in range(1, LENGTH + 1):
+        world.step(number)
+        if number not in actions:
+            continue
+        marking, draw = actions[number]
         world.received.clear()
         perform(clients, world, marking, random.Random(draw), number)
         if marking == observer:

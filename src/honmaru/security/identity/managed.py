@@ -125,6 +125,19 @@ _STATEMENTS: dict[str, list[dict[str, Any]]] = {
     "AmazonBedrockReadOnly": [_allow("bedrock:Get*", "bedrock:List*")],
     "CloudWatchLogsFullAccess": [_allow("logs:*", "cloudwatch:GenerateQuery")],
     "CloudWatchLogsReadOnlyAccess": [_allow(*_READ_LOGS)],
+    "CloudWatchFullAccess": [_allow("cloudwatch:*", "logs:*")],
+    "CloudWatchFullAccessV2": [_allow("cloudwatch:*", "logs:*")],
+    "CloudWatchReadOnlyAccess": [
+        _allow("cloudwatch:Describe*", "cloudwatch:Get*", "cloudwatch:List*", *_READ_LOGS, "logs:StartLiveTail")
+    ],
+    "AmazonEC2ContainerRegistryFullAccess": [_allow("ecr:*", "cloudtrail:LookupEvents")],
+    "AmazonEC2ContainerRegistryReadOnly": [
+        _allow("ecr:GetAuthorizationToken", "ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer"),
+        _allow("ecr:GetRepositoryPolicy", "ecr:Describe*", "ecr:List*", "ecr:BatchGetImage", "ecr:GetLifecyclePolicy*"),
+    ],
+    "ResourceGroupsandTagEditorReadOnlyAccess": [_allow("tag:GetResources", "tag:GetTagKeys", "tag:GetTagValues")],
+    "ServiceQuotasFullAccess": [_allow("servicequotas:*")],
+    "ServiceQuotasReadOnlyAccess": [_allow("servicequotas:Get*", "servicequotas:List*")],
     "AWSCloudTrail_FullAccess": [_allow("cloudtrail:*")],
     "AWSCloudTrail_ReadOnlyAccess": [
         _allow("cloudtrail:Get*", "cloudtrail:Describe*", "cloudtrail:List*", "cloudtrail:LookupEvents")
