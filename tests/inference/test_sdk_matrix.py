@@ -46,6 +46,7 @@ DECLARED = {
     "port": 8000,
     "max_label": "SECRET",
     "stream_usage": False,
+    "schema_as": "json_object",
     "memory_gib": 4,
 }  # fmt: skip
 
@@ -81,7 +82,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEnclave]:
     convert(source, files / "model.gguf")
     data.chmod(0o700)
     if (LLAMA_CPP / ".installed").exists():
-        environments = {"llama-cpp": {"prefix": str(LLAMA_CPP), "entry_module": "llama_cpp.server"}}
+        environments = {"llama-cpp": {"prefix": str(LLAMA_CPP), "digest": "", "entry_module": "llama_cpp.server"}}
         (data / "environments.json").write_text(json.dumps(environments))
         python = [str(LLAMA_CPP / "bin" / "python"), *DECLARED["command"][1:]]
         declared = {"example.tiny": {**DECLARED, "command": python, "files": str(files)}}

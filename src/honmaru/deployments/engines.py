@@ -71,6 +71,7 @@ class Engine:
     health: str = "/v1/models"
     count_tokens: bool = False
     stream_usage: bool = True
+    schema_as: str = "json_schema"
     remotes: tuple[Remote, ...] = ()
     replicas: int = 1
     requests: int = 64
@@ -186,7 +187,7 @@ def read_engines(file: Path, account: str) -> Mapping[str, Engine]:
 _MEMBERS: Mapping[str, type | tuple[type, ...]] = {
     "model": str, "name": str, "provider": str, "features": list, "families": list, "context_length": int,
     "instruct": bool, "max_label": str, "command": list, "environment": str, "files": str, "port": int, "root": str,
-    "health": str, "count_tokens": bool, "stream_usage": bool, "replicas": (list, int), "requests": int,
+    "health": str, "count_tokens": bool, "stream_usage": bool, "schema_as": str, "replicas": (list, int), "requests": int,
     "cpu": (int, float), "memory_gib": (int, float), "start_s": (int, float), "variables": dict,
 }  # fmt: skip
 
@@ -217,6 +218,8 @@ def read_engine(name: str, entry: Any, account: str) -> Engine:
         problems.append("a command needs an environment (a name in environments.json)")
     if not all(isinstance(word, str) for word in entry.get("command", ())):
         problems.append("command must be a list of texts")
+    if entry.get("schema_as", "json_schema") not in ("json_schema", "json_object"):
+        problems.append("schema_as is json_schema or json_object")
     files = Path(entry["files"]) if "files" in entry else None
     if files is not None and not (files.is_absolute() and files.is_dir()):
         problems.append(f"files {str(files)!r} is not an absolute path of a directory")
@@ -244,6 +247,7 @@ def read_engine(name: str, entry: Any, account: str) -> Engine:
         health=entry.get("health", "/v1/models"),
         count_tokens=entry.get("count_tokens", False),
         stream_usage=entry.get("stream_usage", True),
+        schema_as=entry.get("schema_as", "json_schema"),
         remotes=tuple(one for one in remotes if one is not None),
         replicas=entry["replicas"] if isinstance(entry.get("replicas"), int) else 1,
         requests=entry.get("requests", 64),

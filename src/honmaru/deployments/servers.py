@@ -152,8 +152,11 @@ class ModelServers:
 
     def _request(self, model: ModelArtifact, generation: Generation, *, stream: bool) -> tuple[str, dict[str, Any]]:
         engine = self._engine(model)
-        usage = engine is None or engine.stream_usage
-        return upstream.request(generation, model.name if engine is None else engine.model, stream=stream, usage=usage)
+        if engine is None:
+            return upstream.request(generation, model.name, stream=stream)
+        return upstream.request(
+            generation, engine.model, stream=stream, usage=engine.stream_usage, schema_as=engine.schema_as
+        )
 
     async def _json(self, session: Session, model: ModelArtifact, path: str, body: Any) -> Any:
         async with self._answer(session, model, path, body) as reply:
@@ -377,4 +380,5 @@ def _fault(refused: ServerRefused) -> HonmaruError:
         return Throttled(refused.message)
     if refused.status < 500:
         return ValidationFault(refused.message)
-    return EngineFailed(refused.message)
+    # An engine's own trace is nothing for its callers.
+    return EngineFailed(f"the model server failed: {refused.message.splitlines()[0][:300] if refused.message else ''}")

@@ -245,7 +245,7 @@ class _Conversation:
     def _assistant(self, blocks: Sequence[Members]) -> dict[str, Any]:
         texts: list[str] = []
         calls: list[dict[str, Any]] = []
-        message: dict[str, Any] = {"role": "assistant", "content": None}
+        message: dict[str, Any] = {"role": "assistant", "content": ""}
         for block in blocks:
             if self._cached(block):
                 continue

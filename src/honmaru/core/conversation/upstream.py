@@ -21,8 +21,15 @@ class Malformed(Exception):
     """The engine's answer is not what its API says."""
 
 
-def request(generation: Generation, model: str, *, stream: bool, usage: bool = True) -> tuple[str, dict[str, Any]]:
-    """(path below the API's root, body)."""
+def request(
+    generation: Generation, model: str, *, stream: bool, usage: bool = True, schema_as: str = "json_schema"
+) -> tuple[str, dict[str, Any]]:
+    """(path below the API's root, body).
+
+    Args:
+        usage: Ask for counts in a stream; some engines refuse the question.
+        schema_as: "json_schema" as OpenAI writes it, or "json_object" with the schema beside it, as llama.cpp does.
+    """
     wanted: dict[str, Any] = {
         "model": model,
         "max_tokens": generation.max_tokens,
@@ -52,13 +59,20 @@ def request(generation: Generation, model: str, *, stream: bool, usage: bool = T
             body["top_logprobs"] = generation.logprobs
     if generation.tools:
         body["tools"] = list(generation.tools)
-        if generation.tool_choice != "auto":
+        if generation.tool_choice == "required" and len(generation.tools) == 1:
+            # The same wish, in the form that every engine knows.
+            function = {"name": generation.tools[0]["function"]["name"]}
+            body["tool_choice"] = {"type": "function", "function": function}
+        elif generation.tool_choice != "auto":
             body["tool_choice"] = generation.tool_choice
         if not generation.parallel_tool_calls:
             body["parallel_tool_calls"] = False
     if generation.schema is not None:
-        schema = {"name": "answer", "schema": generation.schema, "strict": True}
-        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+        if schema_as == "json_object":
+            body["response_format"] = {"type": "json_object", "schema": generation.schema}
+        else:
+            schema = {"name": "answer", "schema": generation.schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return CHAT, {**body, "messages": list(generation.messages)}
 
 
