@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from functools import lru_cache
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
