@@ -3,9 +3,10 @@
 honmaru checks signatures, IAM and labels, writes every request to its ledger before it answers, and keeps its state on
 disk; it runs with TLS off and with TLS on. moto_server checks nothing and keeps everything in memory. The client is a
 raw keep-alive client in a process of its own (`gateway_client.py`), its requests are signed ahead. CPU is user and
-system time of the server's process, every thread of it.
+system time of the server's process, every thread of it. moto_server ends each connection after one answer, so its
+client connects anew each time; that is left out of nothing, for its users pay it too.
 
-    python benchmarks/bench_gateway.py [--seconds S] [--directory DIR] [--only NAME] [--soak S] [--workers N]
+    python benchmarks/bench_gateway.py [--seconds S] [--directory DIR] [--only NAME] [--soak S]
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def show(site: Site, operation: Operation, row: dict[str, Any]) -> None:
     )
 
 
-def soak(site: Site, seconds: float) -> str:
+def soak(site: Site, seconds: float, rate: float) -> str:
     """Mixed operations for `seconds`, resident memory along the way. Returns the summary."""
     wanted = [operation for operation in OPERATIONS if operation.pool > 8]
     sizes: list[float] = []
@@ -132,7 +133,7 @@ def soak(site: Site, seconds: float) -> str:
     print(f"\nsoak of {seconds:.0f} s on {site.name}: seconds, requests, resident MB")
     while time.monotonic() - begun < seconds:
         for operation in wanted:
-            count += measure(site, operation, min(5.0, seconds / 10))["requests"]
+            count += measure(site, operation, min(5.0, seconds / 10), rate=rate)["requests"]
         sizes.append(resident_bytes(list(site.pids)) / 1e6)
         print(f"{time.monotonic() - begun:>8.0f}{count:>12,}{sizes[-1]:>9.1f}", flush=True)
     settled = sizes[max(1, len(sizes) // 5) :] or sizes
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="where to write (default: beside this file's repository)")
     parser.add_argument("--only", default="", help="only operations and servers with this text in their name")
     parser.add_argument("--soak", type=float, default=0.0, metavar="S", help="afterwards, mixed requests for S seconds")
+    parser.add_argument("--soak-rate", type=float, default=0.0, metavar="N", help="requests/s of the soak (0: all it can)")
     parser.add_argument("--workers", type=int, default=0, help="pass --workers N to `honmaru up`")
     parser.add_argument("--no-moto", action="store_true", help="leave moto_server out")
     parser.add_argument("--no-tls", action="store_true", help="leave honmaru with TLS out")
@@ -184,7 +186,7 @@ def run(root: Path, arguments: argparse.Namespace) -> None:
                     row = rows[operation.name, site.name] = measure(site, operation, arguments.seconds)
                     show(site, operation, row)
             if arguments.soak and site.name == "honmaru http":
-                soaked = soak(site, arguments.soak)
+                soaked = soak(site, arguments.soak, arguments.soak_rate)
         print()
     conclude(rows, at_start, soaked)
 

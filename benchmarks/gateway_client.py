@@ -51,6 +51,7 @@ class Connection(asyncio.Protocol):
         self.missing = -1
         self.status = 0
         self.waiting = False
+        self.closes = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -90,6 +91,7 @@ class Connection(asyncio.Protocol):
             if at < 0:
                 raise RuntimeError(f"an answer without a length: {head!r}")
             length = int(head[at + 15 :].split(b"\r\n", 1)[0])
+            self.closes = b"\r\nconnection: close" in head
             self.missing = length - (len(self.buffer) - end - 4)
         else:
             self.missing -= len(data)
@@ -98,7 +100,10 @@ class Connection(asyncio.Protocol):
             self.buffer.clear()
             self.missing = -1
             self.waiting = False
-            self.next()
+            if self.closes and self.transport is not None:  # a server without keep-alive: its peer connects anew
+                self.transport.close()
+            else:
+                self.next()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
