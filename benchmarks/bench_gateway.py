@@ -149,8 +149,9 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="where to write (default: beside this file's repository)")
     parser.add_argument("--only", default="", help="only operations and servers with this text in their name")
     parser.add_argument("--soak", type=float, default=0.0, metavar="S", help="afterwards, mixed requests for S seconds")
-    parser.add_argument("--soak-rate", type=float, default=0.0, metavar="N", help="requests/s of the soak (0: all it can)")
-    parser.add_argument("--workers", type=int, default=0, help="pass --workers N to `honmaru up`")
+    parser.add_argument(
+        "--soak-rate", type=float, default=0.0, metavar="N", help="requests/s of the soak (0: all it can)"
+    )
     parser.add_argument("--no-moto", action="store_true", help="leave moto_server out")
     parser.add_argument("--no-tls", action="store_true", help="leave honmaru with TLS out")
     arguments = parser.parse_args()
@@ -164,7 +165,6 @@ def main() -> None:
 
 
 def run(root: Path, arguments: argparse.Namespace) -> None:
-    extra = ("--workers", str(arguments.workers)) if arguments.workers else ()
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, load {load:.2f} before the start; {arguments.seconds:.0f} s a row\n")
     print(f"{'':<46}{'CPU ms':>8}{'requests':>10}{'requests':>11}{'p50':>9}{'p99':>9}{'resident':>9}")
@@ -172,9 +172,9 @@ def run(root: Path, arguments: argparse.Namespace) -> None:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     at_start: dict[str, float] = {}
     soaked = ""
-    makers: list[Any] = [lambda: honmaru(root / "http", tls=False, extra=extra)]
+    makers: list[Any] = [lambda: honmaru(root / "http", tls=False, extra=())]
     if not arguments.no_tls:
-        makers.append(lambda: honmaru(root / "tls", tls=True, extra=extra))
+        makers.append(lambda: honmaru(root / "tls", tls=True, extra=()))
     if not arguments.no_moto:
         makers.append(moto)
     for make in makers:
