@@ -187,7 +187,8 @@ def read_engines(file: Path, account: str) -> Mapping[str, Engine]:
 _MEMBERS: Mapping[str, type | tuple[type, ...]] = {
     "model": str, "name": str, "provider": str, "features": list, "families": list, "context_length": int,
     "instruct": bool, "max_label": str, "command": list, "environment": str, "files": str, "port": int, "root": str,
-    "health": str, "count_tokens": bool, "stream_usage": bool, "schema_as": str, "replicas": (list, int), "requests": int,
+    "health": str, "count_tokens": bool, "stream_usage": bool, "schema_as": str,
+    "replicas": (list, int), "requests": int,
     "cpu": (int, float), "memory_gib": (int, float), "start_s": (int, float), "variables": dict,
 }  # fmt: skip
 
