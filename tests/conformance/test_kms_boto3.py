@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import uuid
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from botocore.exceptions import ClientError
 from cryptography.exceptions import InvalidSignature
@@ -518,3 +523,58 @@ def test_what_a_high_session_seals_opens_for_no_lower_one(kms: Any, low: Any) ->
         with pytest.raises(ClientError) as error:
             use(new(low, spec, usage))
         assert error.value.response["Error"]["Code"] == "AccessDeniedException"
+
+
+# Between accounts, and on the command line
+
+
+def test_a_key_is_used_from_another_account(enclave: LiveEnclave) -> None:
+    admin = enclave.client("organizations")
+    with contextlib.suppress(admin.exceptions.AlreadyInOrganizationException):
+        admin.create_organization(FeatureSet="ALL")
+    name = f"keys-{uuid.uuid4().hex[:8]}"
+    made = admin.create_account(Email=f"{name}@site.example", AccountName=name)["CreateAccountStatus"]
+    while made["State"] == "IN_PROGRESS":
+        made = admin.describe_create_account_status(CreateAccountRequestId=made["Id"])["CreateAccountStatus"]
+    role = f"arn:aws-iso-b:iam::{made['AccountId']}:role/OrganizationAccountAccessRole"
+    credentials = enclave.client("sts").assume_role(RoleArn=role, RoleSessionName="visitor")["Credentials"]
+    there = boto3.client(
+        "kms",
+        region_name=enclave.region,
+        endpoint_url=enclave.endpoint,
+        verify=enclave.facts["ca"],
+        aws_access_key_id=credentials["AccessKeyId"],
+        aws_secret_access_key=credentials["SecretAccessKey"],
+        aws_session_token=credentials["SessionToken"],
+    )
+    here = enclave.client("kms")
+    key = here.create_key()["KeyMetadata"]["Arn"]
+    refused("AccessDeniedException", there.encrypt, KeyId=key, Plaintext=b"x")
+    policy = json.loads(here.get_key_policy(KeyId=key)["Policy"])
+    root = f"arn:aws-iso-b:iam::{made['AccountId']}:root"
+    policy["Statement"].append(
+        {"Effect": "Allow", "Principal": {"AWS": root}, "Action": ["kms:Encrypt", "kms:Decrypt"], "Resource": "*"}
+    )
+    here.put_key_policy(KeyId=key, Policy=json.dumps(policy))
+    blob = there.encrypt(KeyId=key, Plaintext=b"across")["CiphertextBlob"]
+    assert here.decrypt(CiphertextBlob=blob)["Plaintext"] == b"across"
+    assert there.decrypt(CiphertextBlob=blob)["Plaintext"] == b"across"
+    refused("AccessDeniedException", there.disable_key, KeyId=key)
+    assert there.list_keys()["Keys"] == []
+
+
+def test_the_aws_command_line(enclave: LiveEnclave, tmp_path: Path) -> None:
+    environment = {**os.environ, **enclave.variables("alice", "SECRET")}
+
+    def aws(*arguments: str) -> Any:
+        command = [str(Path(sys.executable).with_name("aws")), "kms", *arguments, "--output", "json"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if done.stdout.strip() else {}
+
+    key = aws("create-key", "--description", "by hand")["KeyMetadata"]["KeyId"]
+    (tmp_path / "plain").write_bytes(b"in a file")
+    sealed = aws("encrypt", "--key-id", key, "--plaintext", f"fileb://{tmp_path}/plain")["CiphertextBlob"]
+    (tmp_path / "sealed").write_bytes(base64.b64decode(sealed))
+    opened = aws("decrypt", "--ciphertext-blob", f"fileb://{tmp_path}/sealed")["Plaintext"]
+    assert base64.b64decode(opened) == b"in a file"
