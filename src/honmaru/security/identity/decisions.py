@@ -6,7 +6,8 @@ Invariants:
 - Why a request was refused is told in full only to who may decode it: at the label of the refused session or above,
   with sts:DecodeAuthorizationMessage.
 
-Source: IAM user guide "Policy evaluation logic", "Troubleshoot access denied error messages"; NIST SP 800-207.
+Source: IAM user guide "Policy evaluation logic", "Troubleshoot access denied error messages", "Comparing the AWS STS
+API operations"; NIST SP 800-207.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Decisions(Part):
         full = RequestContext(lambda: self._context(session, principal, resource, owner, controls, context))
         if is_arn and parts[1] != self.partition:
             return Decision(Effect.EXPLICIT_DENY, "partition", ()), resource, full
-        if principal is None:
+        if principal is None or _barred(session, action):
             return Decision(Effect.IMPLICIT_DENY, "identity", ()), resource, full
         exempt = principal.service_linked
         rcps: Sequence[PolicySet] = ()
@@ -281,6 +282,14 @@ def caller_of(session: Session) -> Caller:
         session.partition,
         unique_id=session.chain[-1][2] if session.chain else session.principal_id.partition(":")[0],
     )
+
+
+def _barred(session: Session, action: str) -> bool:
+    """What AWS keeps from temporary credentials of users, whatever their policies say: IAM, to federated users and to
+    sessions without a one-time password."""
+    if session.issued_s <= 0 or session.kind == "assumed-role" or not action.lower().startswith("iam:"):
+        return False
+    return session.kind == "federated-user" or not session.mfa_s
 
 
 def _several(value: Any) -> list[Any]:

@@ -88,7 +88,7 @@ class Federation(Sessions):
         return self.issue(session, duration_s, packed), identity
 
     def _provider(self, account: str, issuer: str, label: Any) -> Record | None:
-        if not issuer.startswith("https://"):
+        if not issuer.startswith("https://") or not self.organization.known(account):
             return None
         return self.directories.of(account).visible(entities.OIDC_PROVIDER, issuer.removeprefix("https://"), label)
 
