@@ -377,3 +377,59 @@ def test_the_aws_cli_speaks_to_each_of_these_services(enclave: LiveEnclave) -> N
     assert "pytorch" in names
     assert "TagKeys" in aws("resourcegroupstaggingapi", "get-tag-keys")
     assert aws("service-quotas", "list-services")["Services"]
+
+
+def test_policies_may_ask_for_the_tags_of_groups_and_alarms(enclave: LiveEnclave) -> None:
+    iam, logs = client(enclave, "iam", LOW), client(enclave, "logs", LOW)
+    enclave.user("guest", "SECRET//NOFORN", policies=[])
+    statement = {
+        "Effect": "Allow",
+        "Action": ["logs:DescribeLogStreams", "cloudwatch:SetAlarmState"],
+        "Resource": "*",
+        "Condition": {"StringEquals": {"aws:ResourceTag/open": "yes"}},
+    }
+    document = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    iam.put_user_policy(UserName="guest", PolicyName="p", PolicyDocument=document)
+    watch = client(enclave, "cloudwatch", LOW)
+    for name, mark in (("open", "yes"), ("closed", "no")):
+        logs.create_log_group(logGroupName=f"/guest/{name}", tags={"open": mark})
+        watch.put_metric_alarm(
+            AlarmName=f"guest-{name}", Namespace="N", MetricName="m", Statistic="Sum", Period=60, Threshold=1.0,
+            EvaluationPeriods=1, ComparisonOperator="GreaterThanThreshold", Tags=[{"Key": "open", "Value": mark}],
+        )  # fmt: skip
+    guest_logs, guest_watch = (enclave.client(service, "guest", LOW) for service in ("logs", "cloudwatch"))
+    assert guest_logs.describe_log_streams(logGroupName="/guest/open")["logStreams"] == []
+    guest_watch.set_alarm_state(AlarmName="guest-open", StateValue="OK", StateReason="r")
+    for ask in (
+        lambda: guest_logs.describe_log_streams(logGroupName="/guest/closed"),
+        lambda: guest_watch.set_alarm_state(AlarmName="guest-closed", StateValue="OK", StateReason="r"),
+    ):
+        with pytest.raises(ClientError) as denied:
+            ask()
+        assert "AccessDenied" in code_of(denied)
+
+
+def test_what_was_acknowledged_survives_kill_9(enclave: LiveEnclave) -> None:
+    logs, watch = client(enclave, "logs", HIGH), client(enclave, "cloudwatch", HIGH)
+    logs.create_log_group(logGroupName="/kept")
+    logs.create_log_stream(logGroupName="/kept", logStreamName="s")
+    logs.put_retention_policy(logGroupName="/kept", retentionInDays=30)
+    now = datetime.now(UTC)
+    for number in range(10):
+        event = {"timestamp": int(now.timestamp() * 1000) + number, "message": f"{number}"}
+        logs.put_log_events(logGroupName="/kept", logStreamName="s", logEvents=[event])
+        watch.put_metric_data(Namespace="Kept", MetricData=[{"MetricName": "m", "Value": 1.0, "Timestamp": now}])
+    watch.put_metric_alarm(
+        AlarmName="kept", Namespace="Kept", MetricName="m", Statistic="Sum", Period=60, Threshold=1.0,
+        EvaluationPeriods=1, ComparisonOperator="GreaterThanThreshold",
+    )  # fmt: skip
+    enclave.kill()
+    enclave.up()
+    logs, watch = client(enclave, "logs", HIGH), client(enclave, "cloudwatch", HIGH)
+    events = logs.get_log_events(logGroupName="/kept", logStreamName="s", startFromHead=True)["events"]
+    assert [event["message"] for event in events] == [f"{number}" for number in range(10)]
+    assert logs.describe_log_groups(logGroupNamePrefix="/kept")["logGroups"][0]["retentionInDays"] == 30
+    span = {"StartTime": now - timedelta(minutes=2), "EndTime": now + timedelta(minutes=2)}
+    points = watch.get_metric_statistics(Namespace="Kept", MetricName="m", Period=60, Statistics=["Sum"], **span)
+    assert sum(point["Sum"] for point in points["Datapoints"]) == 10.0
+    assert [each["AlarmName"] for each in watch.describe_alarms(AlarmNamePrefix="kept")["MetricAlarms"]] == ["kept"]

@@ -100,13 +100,18 @@ def test_prometheus_parses_every_line(gateway: GatewayUnderTest) -> None:
     assert json.loads(done.stdout) == ["histogram", "counter", 3.0]
 
 
+def _model(datum: Any) -> str:
+    return f"{datum.dimensions['ModelId']} {datum.name}"
+
+
 class Sink:
     def __init__(self) -> None:
         self.put_data: list[tuple[str, str, str, float]] = []
 
     def put(self, session: Any, namespace: str, data: Any) -> None:
         self.put_data += [
-            (session.label.canonical, namespace, each.dimensions["Resource"], each.value) for each in data
+            (session.label.canonical, namespace, each.dimensions.get("Resource") or _model(each), each.value)
+            for each in data
         ]
 
 
@@ -123,6 +128,42 @@ def test_calls_become_usage_once_at_their_label(gateway: GatewayUnderTest) -> No
         (HIGH.canonical, "AWS/Usage", "GetCallerIdentity", 2.0),
         (HIGH.canonical, "AWS/Usage", "GetCallerIdentity", 1.0),
     ]
+
+
+def test_calls_of_models_are_counted_once_and_made_up_names_are_not(gateway: GatewayUnderTest) -> None:
+    from types import SimpleNamespace
+
+    from honmaru.core.errors import EngineFailed, NotFound
+    from honmaru.testing.keep import session
+
+    meter = gateway.gateway.meter
+
+    def called(model: str, error: Exception | None = None, **details: int) -> Any:
+        return SimpleNamespace(
+            session=session("SECRET", account=ACCOUNT),
+            service=SimpleNamespace(name="bedrock-runtime"),
+            operation_name="Converse",
+            error=error,
+            members={"modelId": model},
+            call=SimpleNamespace(details=details),
+        )
+
+    meter.models.observe(called("m", inputTokens=5, outputTokens=7), 0.0204)
+    meter.models.observe(called("m", inputTokens=1, outputTokens=2), 0.0201)
+    meter.models.observe(called("m", EngineFailed("gone")), 0.5)
+    meter.models.observe(called("made-up", NotFound("no such model")), 0.5)
+    sink = Sink()
+    usage = Usage(meter, sink, gateway.clock, partition="aws-iso-b", region="us-isob-east-1")
+    usage.write()
+    usage.write()
+    kept = {(namespace, name): value for _, namespace, name, value in sink.put_data}
+    assert kept == {
+        ("AWS/Bedrock", "m Invocations"): 2.0,
+        ("AWS/Bedrock", "m InvocationServerErrors"): 1.0,
+        ("AWS/Bedrock", "m InputTokenCount"): 6.0,
+        ("AWS/Bedrock", "m OutputTokenCount"): 9.0,
+        ("AWS/Bedrock", "m InvocationLatency"): 20.0,
+    }
 
 
 # Spans

@@ -1,4 +1,5 @@
-"""Calls of the APIs as metrics: AWS/Usage, CallCount, as AWS has them. A background step.
+"""Calls of the APIs as metrics, as AWS has them: AWS/Usage (CallCount) and AWS/Bedrock (calls of models). A background
+step.
 
 Invariants:
 - Calls of an account at a label become metrics of that account at that label, written as the platform's session there.
@@ -26,7 +27,8 @@ class Usage:
         self._told = meter.counts()
 
     def write(self) -> int:
-        """Write the calls since the last time; returns how many metrics had some."""
+        """Write the calls since the last time; returns how many metrics of usage had some."""
+        self._write_models()
         counts = self._meter.counts()
         now = self._clock.now()
         by_scope: dict[tuple[str, str], list[Datum]] = {}
@@ -47,3 +49,25 @@ class Usage:
             self._metrics.put(session, "AWS/Usage", data)
         self._told = counts
         return written
+
+    def _write_models(self) -> None:
+        now = self._clock.now()
+        for (account, label, model), calls in self._meter.models.drain().items():
+            dimensions = {"ModelId": model}
+            data = [
+                Datum(name, value, now, dimensions, "Count")
+                for name, value in (
+                    ("Invocations", float(calls.invocations)),
+                    ("InvocationThrottles", float(calls.throttled)),
+                    ("InvocationServerErrors", float(calls.server_errors)),
+                    ("InputTokenCount", float(calls.input_tokens)),
+                    ("OutputTokenCount", float(calls.output_tokens)),
+                )
+                if value
+            ]
+            data += [
+                Datum("InvocationLatency", float(latency), now, dimensions, "Milliseconds", float(count))
+                for latency, count in calls.latencies_ms.items()
+            ]
+            session = platform_session(account, *self._place, "usage", label)
+            self._metrics.put(session, "AWS/Bedrock", data)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from honmaru.core.labels import BOTTOM, Label
 from honmaru.gateway.aws.faults import code_and_status
 from honmaru.gateway.exchange import Exchange
+from honmaru.gateway.model_calls import SERVICE as MODELS
+from honmaru.gateway.model_calls import ModelMeter
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -73,6 +75,7 @@ class RequestMeter:
         self._account = account
         self._measurements = measurements
         self._series: dict[_Key, _Series] = {}
+        self.models = ModelMeter()
 
     def observe(self, exchange: Exchange, seconds: float) -> None:
         """Count a request that has been answered or refused."""
@@ -94,6 +97,8 @@ class RequestMeter:
         series.buckets[bisect_left(BOUNDS_S, seconds)] += 1
         series.count += 1
         series.total += seconds
+        if service is not None and service.name == MODELS:
+            self.models.observe(exchange, seconds)
 
     def counts(self) -> dict[_Key, int]:
         """Requests so far by account, label, service, operation and dialect, for the platform's own accounting."""

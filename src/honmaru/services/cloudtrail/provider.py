@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from honmaru.ports.deliveries import Deliveries
-from honmaru.security.calls import Call, Provider, Target
+from honmaru.security.calls import Call, Provider, Resource, Target
+from honmaru.security.guard import Sight
 from honmaru.security.ledger import Ledger
 from honmaru.services.cloudtrail.lookup import Lookup
-from honmaru.services.cloudtrail.trails import Trails
+from honmaru.services.cloudtrail.trails import TRAIL, Trails
 
 Request = Mapping[str, Any]
 _TRAIL = "arn:{partition}:cloudtrail:{region}:{account}:trail/{Name}"
@@ -22,6 +23,8 @@ class CloudTrail(Provider):
     """
 
     service: ClassVar[str] = "cloudtrail"
+    arn_services: ClassVar[tuple[str, ...]] = ("cloudtrail",)
+    resource_kinds: ClassVar[frozenset[str]] = frozenset({TRAIL})
 
     targets: ClassVar[Mapping[str, Target]] = {
         **{
@@ -42,6 +45,15 @@ class CloudTrail(Provider):
     def __init__(self, ledger: Ledger, deliveries: Deliveries) -> None:
         self._lookup = Lookup(ledger)
         self._trails = Trails(ledger, deliveries)
+
+    def resource_place(self, resource: str) -> str:
+        """`trail/NAME` → NAME."""
+        return resource.removeprefix("trail/")
+
+    def resource(self, sight: Sight, place: str) -> Resource | None:
+        """A trail, with its tags."""
+        record = sight.get(TRAIL, place)
+        return None if record is None else Resource(record.account, record.label, tags=record.body["tags"])
 
     def lookup_events(self, call: Call, request: Request) -> dict[str, Any]:
         return self._lookup.events(call, request)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from honmaru.security.calls import Call, Provider, Target
+from honmaru.security.calls import Call, Provider, Resource, Target
+from honmaru.security.guard import Sight
 from honmaru.services.cloudwatch import alarms, dashboards, data, listing, putting
 from honmaru.services.cloudwatch.store import MetricStore
 
@@ -24,6 +25,8 @@ class CloudWatch(Provider):
     """
 
     service: ClassVar[str] = "cloudwatch"
+    arn_services: ClassVar[tuple[str, ...]] = ("cloudwatch",)
+    resource_kinds: ClassVar[frozenset[str]] = frozenset({alarms.ALARM})
 
     targets: ClassVar[Mapping[str, Target]] = {
         **{
@@ -53,6 +56,15 @@ class CloudWatch(Provider):
     def context(self, operation: str, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """cloudwatch:namespace, for PutMetricData."""
         return {"cloudwatch:namespace": request["Namespace"]} if operation == "PutMetricData" else {}
+
+    def resource_place(self, resource: str) -> str:
+        """`alarm:NAME` → NAME; dashboards have neither tags nor policies."""
+        return resource.removeprefix("alarm:") if resource.startswith("alarm:") else ""
+
+    def resource(self, sight: Sight, place: str) -> Resource | None:
+        """An alarm, with its tags."""
+        record = sight.get(alarms.ALARM, place)
+        return None if record is None else Resource(record.account, record.label, tags=record.body["tags"])
 
     # Metrics
 

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from honmaru.ports.runtime import Clock
-from honmaru.security.calls import Call, Provider, Target
-from honmaru.security.guard import Record
+from honmaru.security.calls import Call, Provider, Resource, Target
+from honmaru.security.guard import Record, Sight
 from honmaru.services.logs import groups, metric_filters, putting, queries, query_definitions, reading, streams
 from honmaru.services.logs.finding import Request, find_group, find_stream, invalid
 from honmaru.services.logs.live_tail import LiveTails
-from honmaru.services.logs.store import LogStore
+from honmaru.services.logs.store import GROUP, LogStore
 
 _NAMED = "arn:{partition}:logs:{region}:{account}:log-group:{logGroupName}"
 _GROUP = f"{_NAMED}:log-stream:"
@@ -30,6 +30,8 @@ class Logs(Provider):
     """
 
     service: ClassVar[str] = "logs"
+    arn_services: ClassVar[tuple[str, ...]] = ("logs",)
+    resource_kinds: ClassVar[frozenset[str]] = frozenset({GROUP})
 
     targets: ClassVar[Mapping[str, Target]] = {
         **{
@@ -56,6 +58,15 @@ class Logs(Provider):
     def __init__(self, store: LogStore, clock: Clock) -> None:
         self._store = store
         self._tails = LiveTails(store, clock)
+
+    def resource_place(self, resource: str) -> str:
+        """`log-group:NAME:log-stream:...` → NAME."""
+        return resource.removeprefix("log-group:").partition(":")[0]
+
+    def resource(self, sight: Sight, place: str) -> Resource | None:
+        """A log group, with its tags."""
+        record = sight.get(GROUP, place)
+        return None if record is None else Resource(record.account, record.label, tags=record.body["tags"])
 
     # Groups
 
