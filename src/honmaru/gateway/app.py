@@ -172,7 +172,9 @@ class Gateway:
             self.meter.observe(exchange, self._clock.monotonic() - begun)
             if trace is not None:
                 trace.end()
-            exchange.upload, exchange.members = None, {}  # an upload's source leads back to the exchange
+            # What leads back to the exchange, or is large, must not wait for the collector of cycles.
+            exchange.upload, exchange.members, exchange.error = None, {}, None
+            exchange.body, exchange.drawn = b"", None
 
     def _wire(self, exchange: Exchange) -> Wire:
         """The first wire that owns the request; for most that is the last one, which a look at two headers tells."""
