@@ -31,7 +31,7 @@ test: install ## every test but the long ones (under 5 minutes on 2 cores)
 
 test-long: install ## the full kill, tamper and mutation runs
 	@scripts/system bubblewrap postgresql
-	@HONMARU_LONG=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --timeout 3600 tests/unit tests/security
+	@HONMARU_LONG=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --timeout 3600 tests/unit tests/security tests/protocol
 
 test-keys: install ## root keys in SoftHSM's token, the CBOM against CycloneDX's schema, every kill of a rotation
 	@scripts/system softhsm2
@@ -56,7 +56,7 @@ test-observability: install system ## the AWS CLI, Prometheus's and OpenTelemetr
 	@HONMARU_OBSERVABILITY=1 $(BIN)/python -m pytest tests/unit/test_meters_and_spans.py tests/conformance/test_observability_boto3.py
 
 test-clients: install ## AWS CLI v1, rclone, s3fs and DuckDB against a live enclave: 10,000 files, 200 MB, versions, lock
-	@scripts/system bubblewrap rclone
+	@scripts/system bubblewrap rclone s3fs
 	@scripts/install-peers s3-clients
 	@HONMARU_CLIENTS=1 $(BIN)/python -m pytest tests/conformance/test_s3_clients.py
 

@@ -6,6 +6,7 @@ their SDKs or well-known tools compare them (botocore's waiters, s3fs, the SageM
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -202,6 +203,7 @@ def client(enclave):  # noqa: F811
     key, secret = enclave.identity.access_key("admin", Label.parse("UNCLASSIFIED"))
     with door.served() as port:
 
+        @functools.cache
         def client(service, key=key, secret=secret):
             return boto3.client(
                 service,

@@ -42,6 +42,10 @@ def peer(name: str) -> str:
     return str(python)
 
 
+@pytest.mark.skipif(
+    not (os.environ.get("HONMARU_SAGEMAKER_SDK") or os.environ.get("HONMARU_LONG")),
+    reason="an enclave of its own: make test-sagemaker-sdk",
+)
 def test_boto3_needs_no_endpoint_setting(tmp_path):
     facts = run_inside(tmp_path, sys.executable, "real_names_boto3.py")
     bucket = f"sagemaker-us-gov-west-1-{facts['account']}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from datetime import UTC, datetime
 from re import _constants as C  # type: ignore[attr-defined]
@@ -111,9 +112,8 @@ def _new_text(shape):
         "",
     ]
     tree = P.parse(compiled.pattern, compiled.flags)
-    for repeat in (1, 2, 0, 8, 16, 32, 64):
-        pool.append(_generate(tree, repeat))
-    for text in pool:
+    generated = (_generate(tree, repeat) for repeat in (1, 2, 0, 8, 16, 32, 64))  # only until one fits
+    for text in itertools.chain(pool, generated):
         if shortest <= len(text) <= longest and compiled.fullmatch(text) and text.strip() == text and text:
             return text
     return SKIP
@@ -132,7 +132,7 @@ def _generate(tree, repeat):
             out.append(_member(argument))
         elif op in (C.MAX_REPEAT, C.MIN_REPEAT):
             low, high, inner = argument
-            out.append("".join(_generate(inner, repeat) for _ in range(max(low, min(int(high), repeat)))))
+            out.append("".join(_generate(inner, min(repeat, 4)) for _ in range(max(low, min(int(high), repeat)))))
         elif op is C.SUBPATTERN:
             out.append(_generate(argument[3], repeat))
         elif op is C.BRANCH:

@@ -3,6 +3,7 @@ while items come and go between pages. Through the gateway of a real enclave, wi
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def served(enclave):  # noqa: F811
     keys = {level: enclave.identity.access_key("admin", Label.parse(level)) for level in LEVELS}
     with door.served() as port:
 
+        @functools.cache
         def client(service, level="UNCLASSIFIED"):
             key, secret = keys[level]
             return boto3.client(

@@ -33,7 +33,7 @@ from sampling import SKIP
 from test_round_trip import boto_model, parts_of, unset
 from values import INPUTS, OUTPUTS, Values
 
-DRAWS = 500 if os.environ.get("HONMARU_LONG") else 15
+DRAWS = 500 if os.environ.get("HONMARU_LONG") else 6
 
 
 def implemented(service):

@@ -56,10 +56,15 @@ def metrics(tmp_path_factory):
     gateway.close()
 
 
-@pytest.fixture(params=["smithy-rpc-v2-cbor", "json", "query"])
-def spoken(request, metrics, monkeypatch):
+@pytest.fixture(scope="module", params=["smithy-rpc-v2-cbor", "json", "query"])
+def spoken(request, metrics):
     """(protocol, provider, boto3 client that speaks it)."""
-    monkeypatch.setattr(botocore.model, "PRIORITY_ORDERED_SUPPORTED_PROTOCOLS", (request.param,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.model, "PRIORITY_ORDERED_SUPPORTED_PROTOCOLS", (request.param,))
+        return _spoken(request.param, metrics)
+
+
+def _spoken(protocol, metrics):
     provider, gateway, port = metrics
     client = boto3.client(
         "cloudwatch",
@@ -69,8 +74,8 @@ def spoken(request, metrics, monkeypatch):
         aws_secret_access_key=gateway.high[1],
         config=Config(retries={"total_max_attempts": 1}),
     )
-    assert client.meta.service_model.resolved_protocol == request.param
-    return request.param, provider, client
+    assert client.meta.service_model.resolved_protocol == protocol
+    return protocol, provider, client
 
 
 def test_values_survive(spoken):

@@ -44,11 +44,13 @@ def written(value):
     return bytes(out)
 
 
+@settings(max_examples=60)
 @given(VALUES)
 def test_what_is_written_is_read(value):
     assert cbor.decode(written(value)) == value
 
 
+@settings(max_examples=40)
 @given(VALUES.filter(lambda value: "datetime" not in repr(value)))
 def test_botocore_reads_what_is_written(value):
     parser = botocore.parsers.create_parser("smithy-rpc-v2-cbor")
@@ -57,7 +59,7 @@ def test_botocore_reads_what_is_written(value):
 
 
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 31), st.binary(max_size=6)), max_size=6))
-@settings(max_examples=300)
+@settings(max_examples=100)
 @example([(5, 31, b"\x61a\x01\x61a\x02\xff")])
 def test_any_bytes_are_a_value_or_a_misread(parts):
     raw = b"".join(bytes((major << 5 | low,)) + rest for major, low, rest in parts)

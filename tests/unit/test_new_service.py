@@ -37,6 +37,8 @@ def new_service(tree, *arguments, **more):
     return run(tree, sys.executable, "scripts/new_service.py", *arguments, **more)
 
 
+@pytest.mark.long
+@pytest.mark.skipif(not os.environ.get("HONMARU_LONG"), reason="runs ruff and pytest on a copy: make test-long")
 def test_a_new_service_answers_and_passes_the_checks(copy):
     said = new_service(copy, "sqs").stdout
     assert "src/honmaru/services/sqs/queues.py" in said
