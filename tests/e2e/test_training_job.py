@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from honmaru.core.errors import AccessDenied, Conflict, NotFound, ValidationFault
-from honmaru.testing.workshop import BUCKET, ROLE, Workshop
+from honmaru.testing.keep import session
+from honmaru.testing.workshop import BUCKET, MARKING, ROLE, Workshop
 
 CHANNEL = {"ChannelName": "training", "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix"}}}
 
@@ -100,6 +101,14 @@ def test_an_ordinary_script_from_start_to_end(shop: Workshop) -> None:
     assert unpacked(shop.object("out/ordinary/output/output.tar.gz")) == {"report.txt": b"report"}
     assert shop.object("checkpoints/ordinary/last") == b"checkpoint"
     assert [(each["MetricName"], each["Value"]) for each in job["FinalMetricDataList"]] == [("loss", 0.25)]
+    records = shop.metrics.records(session(MARKING))
+    metric = shop.metrics.metric(records, "/aws/sagemaker/TrainingJobs", "loss", (("TrainingJobName", "ordinary"),))
+    assert metric is not None
+    points = shop.metrics.series(records, metric, 0, 1 << 40, fine=False).values()
+    assert sum(point.count for point in points) == 4  # each printed value, once
+    assert sum(point.total for point in points) == pytest.approx(1 + 1 / 2 + 1 / 3 + 1 / 4)
+    low = shop.metrics.records(session("UNCLASSIFIED"))
+    assert list(shop.metrics.metrics(low, "", "")) == []
     assert "epoch=3 loss=0.25;" in shop.log("ordinary")
     assert not any((shop.directory / "scratch").iterdir())
     assert not any((shop.directory / "executor").iterdir())

@@ -26,6 +26,7 @@ from honmaru.jobs.training import Training
 from honmaru.security.calls import Call
 from honmaru.security.crypto.keyring import Keyring
 from honmaru.security.guard import Guard
+from honmaru.services.cloudwatch import MetricStore
 from honmaru.services.logs import Logs, LogStore
 from honmaru.services.s3.access import S3Buckets
 from honmaru.services.s3.bucket import BucketCommits
@@ -82,6 +83,7 @@ class Workshop:
         commits = BucketCommits()
         self.buckets = S3Buckets(self.guard, self.identity, self.ledger, self.clock, self.ids, commits)
         self.s3 = S3(self.ids, commits)
+        self.metrics = MetricStore(self.guard, self.ids)
         self.log_store = LogStore(self.guard, self.clock, self.ids)
         self.logs = Logs(self.log_store, self.clock)
         self.executor = LocalExecutor(directory / "executor")
@@ -99,6 +101,7 @@ class Workshop:
             directory / "scratch",
             capacity,
             running,
+            self.metrics,
         )
         self.supervisor = Supervisor(
             [self.training], self.guard, clock=self.clock, ids=self.ids, owner="workshop", poll_s=0.2
