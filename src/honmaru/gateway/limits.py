@@ -28,8 +28,8 @@ class Limits:
     idle_s: float = 30.0
     """Between two pieces of a streamed upload, and for the client to take a piece of an answer."""
     keep_alive_s: int = 75
-    connections: int = 16_384
-    """Beyond it idle ones make place (`connections`)."""
+    connections: int = 4096
+    """Beyond it idle ones make place (`connections`). An idle TLS connection holds 22 KB."""
     workers: int = 12
     """Requests that are worked on at once, and threads that run operations; streamed uploads have their own."""
     workers_each: int = 4
