@@ -301,7 +301,9 @@ def messages_stream():
             text = "".join(stream.text_stream)
             final = stream.get_final_message()
         assert text == final.content[0].text == whole.content[0].text
-        assert final.usage.output_tokens == whole.usage.output_tokens
+        # An engine that counts nothing in streams is counted by its pieces.
+        slack = 0 if "stream_usage" in FEATURES else 4
+        assert abs(final.usage.output_tokens - whole.usage.output_tokens) <= slack
 
 
 def anthropic_tool(choice, **more):

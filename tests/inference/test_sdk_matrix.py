@@ -31,7 +31,7 @@ TRUST = {
     "Version": "2012-10-17",
     "Statement": [{"Effect": "Allow", "Principal": {"Service": "bedrock.amazonaws.com"}, "Action": "sts:AssumeRole"}],
 }
-EMBEDDED = ["tools", "json_schema", "logprobs", "n", "penalties", "top_k", "completions"]
+EMBEDDED = ["tools", "json_schema", "logprobs", "n", "penalties", "top_k", "completions", "stream_usage"]
 DECLARED = {
     "model": "tiny",
     "name": "Tiny",

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -116,7 +116,10 @@ class ModelServers:
                 last = reader.end()
             except (ServerGone, ServerRefused, upstream.Malformed, TypeError) as gone:
                 raise EngineFailed(f"the model server failed while it answered: {gone}") from None
-            yield last
+        engine = self._engine(model)
+        if engine is not None and not engine.stream_usage:
+            last = replace(last, input_tokens=await self.count_tokens(session, model, generation))
+        yield last
 
     async def complete(self, session: Session, model: ModelArtifact, generation: Generation) -> Completion:
         """See `ports.models`."""
