@@ -137,7 +137,9 @@ class SqliteDatabase:
         connection = sqlite3.connect(
             self._path, timeout=30, isolation_level=None, check_same_thread=False, cached_statements=64
         )
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"cache_size=-{_CACHE_KIB}"):
+        pragmas = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"cache_size=-{_CACHE_KIB}")
+        # Not every build overwrites what is deleted; sealed or not, a destroyed key must not lie about in free pages.
+        for pragma in (*pragmas, "secure_delete=ON"):
             connection.execute(f"PRAGMA {pragma}")
         return connection
 
