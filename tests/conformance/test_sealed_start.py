@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from honmaru.app.operator import ask
 from honmaru.app.run_files import running_pid
 from honmaru.testing.enclaves import LiveEnclave
@@ -40,6 +42,8 @@ def up_sealed(enclave: LiveEnclave) -> dict[str, Any]:
     return facts
 
 
+@pytest.mark.long
+@pytest.mark.skipif(not os.environ.get("HONMARU_LONG"), reason="starts an enclave four times: make test-keys")
 def test_an_enclave_is_sealed_opened_by_two_of_three_people_and_rotated(tmp_path: Path) -> None:
     enclave = LiveEnclave(tmp_path / "data").up()
     kms = enclave.client("kms", "admin", "SECRET")

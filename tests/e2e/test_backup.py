@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,33 @@ def test_only_the_enclaves_own_key_signs_and_paths_stay_inside() -> None:
     for path in ("../x", "/etc/passwd", "keys/../../x", "keys/.hidden", "run/operator.sock", "keys//x", "keys/"):
         with pytest.raises(IntegrityFault, match="no place"):
             written({path: b""}, Signer(seed))
+
+
+class Void(io.RawIOBase):
+    """A file of zeros that is read, and one that swallows what is written."""
+
+    def __init__(self, size: int = 0) -> None:
+        self.left = size
+        self.size = 0
+
+    def read(self, size: int = -1) -> bytes:
+        size = min(size, self.left)
+        self.left -= size
+        return bytes(size)
+
+    def write(self, content: Any) -> int:
+        self.size += len(content)
+        return len(content)
+
+
+@pytest.mark.usefixtures("_quick_argon2")
+def test_memory_stays_constant_however_large_a_file_is() -> None:
+    size = 64 << 20
+    out: Any = Void()
+    source: Any = Void(size)
+    writer = BackupWriter(out, PASSPHRASE, os.urandom)
+    tracemalloc.start()
+    writer.add("blobs/large", source, size)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert out.size > size - (2 << 20) and peak < 8 << 20
