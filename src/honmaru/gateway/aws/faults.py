@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -337,11 +338,11 @@ def fault_body(
         message = _S3_CREDENTIALS.get(code, message)
     members = error.members if isinstance(error, errors.HonmaruError) else {}
     if protocol == "rest-xml":
-        extra = "".join(f"<{name}>{escape(str(value))}</{name}>" for name, value in members.items())
+        extra = "".join(f"<{name}>{_text(str(value))}</{name}>" for name, value in members.items())
         body = (
             '<?xml version="1.0" encoding="UTF-8"?>\n'
-            f"<Error><Code>{code}</Code><Message>{escape(message)}</Message>{extra}"
-            f"<Resource>{escape(resource)}</Resource><RequestId>{request_id}</RequestId>"
+            f"<Error><Code>{code}</Code><Message>{_text(message)}</Message>{extra}"
+            f"<Resource>{_text(resource)}</Resource><RequestId>{request_id}</RequestId>"
             f"<HostId>{request_id}</HostId></Error>"
         )
         return code, status, [(b"content-type", b"application/xml")], body.encode("utf-8", "replace")
@@ -350,7 +351,7 @@ def fault_body(
         namespace = service.xml_namespace if service is not None else "https://iam.amazonaws.com/doc/2010-05-08/"
         body = (
             f'<ErrorResponse xmlns="{namespace}"><Error><Type>{kind}</Type><Code>{code}</Code>'
-            f"<Message>{escape(message)}</Message></Error><RequestId>{request_id}</RequestId></ErrorResponse>"
+            f"<Message>{_text(message)}</Message></Error><RequestId>{request_id}</RequestId></ErrorResponse>"
         )
         return code, status, [(b"content-type", b"text/xml")], body.encode("utf-8", "replace")
     key = "message"
@@ -372,6 +373,14 @@ def fault_body(
     else:
         headers.append((b"content-type", b"application/json"))
     return code, status, headers, orjson.dumps(json, default=str)
+
+
+_UNWRITABLE = re.compile("[^\\t\\n\\r -\\ud7ff\\ue000-\\ufffd\\U00010000-\\U0010ffff]")
+
+
+def _text(value: str) -> str:
+    """Text of an error in XML. What XML 1.0 has no way to write becomes U+FFFD: a client must be able to read why."""
+    return escape(_UNWRITABLE.sub("\ufffd", value))
 
 
 def _shape_id(service: ServiceModel | None, code: str) -> str:
