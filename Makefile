@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-keys test-clients test-radosgw test-inference test-observability test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-inference bench-policy bench-quantum docs new-service clean
+.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-identity test-keys test-clients test-radosgw test-inference test-observability test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-inference bench-policy bench-quantum docs new-service clean
 
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,10 @@ test-clients: install ## AWS CLI v1, rclone, s3fs and DuckDB against a live encl
 test-radosgw: install ## the blob store's contract, and a live enclave, on Ceph's S3 gateway from Debian
 	@scripts/system bubblewrap radosgw ceph-mon ceph-osd
 	@HONMARU_RADOSGW=1 $(BIN)/python -m pytest tests/contract/test_blob_store.py
+
+test-identity: install ## IAM at length: a million random requests, awscli, 11,000 accounts, 1,000 revocations
+	@HONMARU_LONG=1 $(BIN)/python -m pytest --timeout 3600 tests/unit/test_policy_kinds.py tests/unit/test_identity_parts.py \
+	  tests/conformance/test_iam_awscli.py tests/conformance/test_organizations_boto3.py
 
 check: install ## ruff, mypy --strict, import contracts, generated documents
 	@$(BIN)/ruff format --check src tests scripts benchmarks examples

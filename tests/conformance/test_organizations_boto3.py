@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,6 +13,8 @@ import pytest
 from botocore.exceptions import ClientError
 
 from honmaru.testing.enclaves import LiveEnclave
+
+pytestmark = pytest.mark.xdist_group("enclave")
 
 LONG = os.environ.get("HONMARU_LONG") == "1"
 SCP, RCP = "SERVICE_CONTROL_POLICY", "RESOURCE_CONTROL_POLICY"
@@ -72,13 +73,11 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    enclave = LiveEnclave(tmp_path_factory.mktemp("org") / "e").up()
+def site(enclave: LiveEnclave) -> Site:
     made = Site(enclave)
     for kind in (SCP, RCP):
         made.org.enable_policy_type(RootId=made.root, PolicyType=kind)
-    yield made
-    enclave.down()
+    return made
 
 
 def test_accounts_are_apart(site: Site) -> None:

@@ -28,6 +28,8 @@ from cryptography.x509.oid import NameOID
 
 from honmaru.testing.enclaves import LiveEnclave
 
+pytestmark = pytest.mark.xdist_group("enclave")
+
 
 def text(octets: bytes) -> str:
     return base64.urlsafe_b64encode(octets).decode().rstrip("=")
@@ -113,13 +115,6 @@ def issuer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Issuer]:
     made = Issuer(tmp_path_factory.mktemp("issuer"))
     yield made
     made.server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def enclave(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEnclave]:
-    made = LiveEnclave(tmp_path_factory.mktemp("web") / "e").up()
-    yield made
-    made.down()
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +220,8 @@ def test_the_issuers_word_about_labels_needs_a_clearance(enclave: LiveEnclave, i
     secret = {"https://aws.amazon.com/tags": {"principal_tags": {"honmaru:label": ["SECRET"]}}}
     refused("AccessDenied", lambda: assume(enclave, role, issuer.token(**secret)))
     iam = enclave.client("iam")
-    provider = iam.list_open_id_connect_providers()["OpenIDConnectProviderList"][0]["Arn"]
+    host = issuer.url.removeprefix("https://")
+    provider = f"{role.partition(':role/')[0]}:oidc-provider/{host}"
     iam.tag_open_id_connect_provider(
         OpenIDConnectProviderArn=provider, Tags=[{"Key": "honmaru:clearance", "Value": "SECRET"}]
     )
