@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from honmaru.core.errors import AccessDenied, Conflict, NotFound, ValidationFault
 from honmaru.ports.logs import LogEvent
+from honmaru.security.guard import GuardedRecords
 from honmaru.services.logs import Logs, LogStore
 from honmaru.services.logs.patterns import compiled
 from honmaru.services.logs.retention import Retention
@@ -329,3 +330,20 @@ def test_metric_filters_make_metrics_at_the_label_of_the_events(tmp_path: Path) 
     desk.ask("delete_log_group", LOW, logGroupName="g")
     assert desk.ask("describe_metric_filters", LOW)["metricFilters"] == []
     keep.close()
+
+
+def test_following_a_long_stream_reads_its_end_only(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    day = 86_400_000
+    for number in range(64):  # a chunk a day
+        now = int(desk.keep.clock.now().timestamp() * 1000)
+        desk.store.append(HIGH, "g", "s", [LogEvent(now, f"{number}")])
+        desk.keep.clock.seconds += day / 1000
+    desk.write("idle", stream="other", at=int(desk.keep.clock.now().timestamp() * 1000) - 100 * day)
+    reads: list[str] = []
+    get = GuardedRecords.get
+    monkeypatch.setattr(GuardedRecords, "get", lambda self, kind, name: reads.append(kind) or get(self, kind, name))
+    start = int(desk.keep.clock.now().timestamp() * 1000) - 2 * day
+    found = desk.ask("filter_log_events", logGroupName="g", startTime=start)
+    assert messages(found) == ["62", "63"]
+    assert reads.count("log-chunk") < 12
+    assert len(messages(desk.ask("filter_log_events", logGroupName="g"))) == 65

@@ -29,8 +29,16 @@ def service_hosts(region: str, services: Iterable[str]) -> list[str]:
                 answer = rules.resolve_endpoint(Region=region, UseFIPS=fips, UseDualStack=dual)
             except EndpointProviderError:  # the partition has no such variant
                 continue
-            found.add(answer.url.partition("://")[2].partition("/")[0])
+            host = answer.url.partition("://")[2].partition("/")[0]
+            found.update(f"{prefix}{host}" for prefix in ("", *_prefixes(loader, service)))
     return sorted(found, key=lambda name: (not name.startswith(("s3.", "s3-")), name))
+
+
+def _prefixes(loader: Loader, service: str) -> set[str]:
+    """What some operations put in front of the service's host (`stream-` of StartLiveTail)."""
+    operations = loader.load_service_model(service, "service-2")["operations"].values()
+    stated = {operation.get("endpoint", {}).get("hostPrefix", "") for operation in operations}
+    return {prefix for prefix in stated if prefix and "{" not in prefix}
 
 
 def certificate_names(hosts: Sequence[str]) -> list[str]:

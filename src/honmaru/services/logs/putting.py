@@ -15,10 +15,9 @@ from honmaru.ports.logs import LogEvent
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.services.logs.finding import Request, find_group, find_stream, invalid
-from honmaru.services.logs.store import EVENT_OVERHEAD, LogStore
+from honmaru.services.logs.store import AHEAD_MS, EVENT_OVERHEAD, LogStore
 
 _DAY_MS = 86_400_000
-_AHEAD_MS = 2 * 3_600_000
 _OLDEST_DAYS = 14
 _BATCH_BYTES = 1 << 20
 
@@ -56,7 +55,7 @@ def _accepted(times: list[int], now_ms: int, group: Record) -> tuple[int, int, d
         expired = sum(1 for at in times if at < now_ms - int(group.body["retention"]) * _DAY_MS)
         if expired > too_old:
             rejected["expiredLogEventEndIndex"] = first = expired
-    last = sum(1 for at in times if at <= now_ms + _AHEAD_MS)
+    last = sum(1 for at in times if at <= now_ms + AHEAD_MS)
     if last < len(times):
         rejected["tooNewLogEventStartIndex"] = last
     return first, max(first, last), rejected

@@ -120,7 +120,7 @@ class _Scan:
                 first, last = stream.body["first_ms"], stream.body["last_ms"]
                 if last is None or last < start or (first is not None and first >= end):
                     continue
-                for event in self._store.events(self._call.records, stream, 0):
+                for event in self._store.events(self._call.records, stream, since_ms=start):
                     if not start <= event.timestamp_ms < end:
                         continue
                     if self.events == SCAN_EVENTS:

@@ -58,7 +58,9 @@ def filtered(store: LogStore, records: GuardedRecords, streams: list[Record], re
     limit = int(request.get("limit") or PAGE_EVENTS)
     matches = compiled(request.get("filterPattern") or "")
     last = _key(str(request["nextToken"])) if request.get("nextToken") else None
-    merged = heapq.merge(*(_keyed(store, records, stream) for stream in streams), key=lambda item: item[0])
+    start, end = request.get("startTime"), request.get("endTime")
+    timely = [stream for stream in streams if _may_hold(stream, start, end)]
+    merged = heapq.merge(*(_keyed(store, records, stream, start) for stream in timely), key=lambda item: item[0])
     found: list[dict[str, Any]] = []
     size = 0
     token: str | None = None
@@ -100,13 +102,19 @@ def _page(events: Iterable[StoredEvent], request: Request, limit: int) -> tuple[
 
 
 def _keyed(
-    store: LogStore, records: GuardedRecords, stream: Record
+    store: LogStore, records: GuardedRecords, stream: Record, since_ms: int | None
 ) -> Iterator[tuple[tuple[int, str, int], Record, StoredEvent]]:
     """Events with a key that never falls, though writers may state times out of order."""
     highest = 0
-    for event in store.events(records, stream):
+    for event in store.events(records, stream, since_ms=since_ms):
         highest = max(highest, event.timestamp_ms)
         yield (highest, name_of(stream), event.place), stream, event
+
+
+def _may_hold(stream: Record, start: int | None, end: int | None) -> bool:
+    """Whether a stream can have events in a span of time."""
+    first, last = stream.body["first_ms"], stream.body["last_ms"]
+    return last is not None and (start is None or last >= start) and (end is None or first is None or first < end)
 
 
 def _in_time(event: StoredEvent, request: Request) -> bool:

@@ -29,6 +29,9 @@ GROUP, STREAM, CHUNK, FILTER = "log-group", "log-stream", "log-chunk", "metric-f
 _CHUNK_EVENTS = 1000
 _CHUNK_BYTES = 512 << 10
 _EXPIRE_CHUNKS = 100
+AHEAD_MS = 2 * 3_600_000
+"""How far ahead of its arrival an event may say that it is."""
+
 EVENT_OVERHEAD = 26
 """Bytes that CloudWatch counts for an event besides its message."""
 
@@ -182,9 +185,16 @@ class LogStore:
         """The visible streams of a group by name."""
         return records.iterate(STREAM, prefix=_stream_name(group, prefix))
 
-    def events(self, records: GuardedRecords, stream: Record, start: int = 0) -> Iterator[StoredEvent]:
-        """Events from place `start` on, in order."""
-        for chunk in self._chunks(records, stream, start):
+    def events(
+        self, records: GuardedRecords, stream: Record, start: int = 0, *, since_ms: int | None = None
+    ) -> Iterator[StoredEvent]:
+        """Events from place `start` on, in order; with `since_ms`, without older events that it costs to read.
+
+        No event is from further ahead of its arrival than `AHEAD_MS`, and chunks are in the order of their arrival:
+        so whoever follows a stream by time reads its end only.
+        """
+        first = self._arrived(records, stream, since_ms - AHEAD_MS) if since_ms is not None and start == 0 else None
+        for chunk in self._chunks(records, stream, start) if first is None else self._from(records, stream, first):
             body = chunk.body
             for offset, (timestamp_ms, message) in enumerate(body["events"]):
                 if body["first"] + offset >= start:
@@ -211,7 +221,22 @@ class LogStore:
                 high = middle
             else:
                 low = middle
-        for number in range(low, int(stream.body["chunks"])):
+        return self._from(records, stream, low)
+
+    def _arrived(self, records: GuardedRecords, stream: Record, since_ms: int) -> int:
+        """The last chunk that arrived before a time, or the first: events after the time are in it or behind it."""
+        low, high = int(stream.body.get("gone", 0)), int(stream.body["chunks"])
+        while high - low > 1:
+            middle = (low + high) // 2
+            chunk = records.get(CHUNK, chunk_name(stream.body["uid"], middle))
+            if chunk is None or chunk.body["ingested_ms"] >= since_ms:
+                high = middle
+            else:
+                low = middle
+        return low
+
+    def _from(self, records: GuardedRecords, stream: Record, first: int) -> Iterator[Record]:
+        for number in range(first, int(stream.body["chunks"])):
             chunk = records.get(CHUNK, chunk_name(stream.body["uid"], number))
             if chunk is not None:
                 yield chunk
