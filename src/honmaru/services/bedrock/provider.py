@@ -40,6 +40,7 @@ class Bedrock(Provider):
     service = "bedrock"
     targets = {  # noqa: RUF012 - declared as a ClassVar by Provider
         "CreateModelImportJob": Target("bedrock:CreateModelImportJob"),
+        "CreateInferenceProfile": Target("bedrock:CreateInferenceProfile"),
         "GetModelImportJob": Target("bedrock:GetModelImportJob", "{jobIdentifier}"),
         "GetImportedModel": Target("bedrock:GetImportedModel", "{modelIdentifier}"),
         "DeleteImportedModel": Target("bedrock:DeleteImportedModel", "{modelIdentifier}"),
