@@ -279,8 +279,8 @@ class Reply:
             raise ServerRefused(self.status, error_message(value))
         return value
 
-    async def events(self, quiet_s: float) -> AsyncIterator[Any]:
-        """The JSON of each server-sent event until [DONE].
+    async def events(self, quiet_s: float) -> AsyncIterator[list[Any]]:
+        """The JSON of the server-sent events until [DONE], those together that arrived together.
 
         Raises ServerGone when the stream breaks off or says nothing for `quiet_s` seconds.
         """
@@ -297,18 +297,25 @@ class Reply:
             *events, pending = pending.split(b"\n\n")
             if len(pending) > MAX_EVENT_BYTES:
                 raise ServerGone("the model server sent an event without an end")
+            values: list[Any] = []
+            done = False
             for event in events:
-                data = event[6:] if event.startswith(b"data: ") and b"\n" not in event else _data(event)
+                data = event[6:] if event[:6] == b"data: " and b"\n" not in event else _data(event)
                 if data is None:
                     continue
                 if data == b"[DONE]":
-                    await self._finish()
-                    return
+                    done = True
+                    break
                 try:
-                    value = orjson.loads(data)
+                    values.append(orjson.loads(data))
                 except ValueError:
                     raise ServerGone("the model server sent an event that is not JSON") from None
-                yield value
+            if done:
+                await self._finish()
+            if values:
+                yield values
+            if done:
+                return
 
     async def _finish(self) -> None:
         """Takes the end of the body, when it is there already, so that the connection can be used again."""

@@ -108,11 +108,11 @@ class Engines:
         self._engines = read_engines(file, account)
 
     def named(self, identifier: str) -> Engine | None:
-        """The declaration of an id."""
-        self._refresh()
+        """The declaration of an id, as `find` and `all` last read it."""
         return self._engines.get(identifier)
 
     def find(self, session: Session, identifier: str) -> ModelArtifact | None:
+        self._refresh()
         engine = self.named(identifier.rpartition("foundation-model/")[2] if identifier[:4] == "arn:" else identifier)
         if engine is None or not engine.reachable(session):
             return None

@@ -107,11 +107,8 @@ class ModelServers:
         async with self._answer(session, model, path, body) as reply:
             reader = upstream.StreamReader()
             try:
-                async for event in reply.events(_QUIET_S):
-                    if "error" in event:
-                        raise EngineFailed(f"the model failed: {error_message(event)}")
-                    delta = reader.read(event)
-                    if delta is not None:
+                async for events in reply.events(_QUIET_S):
+                    for delta in upstream.joined(map(reader.read, map(_without_error, events))):
                         yield delta
                 last = reader.end()
             except (ServerGone, ServerRefused, upstream.Malformed, TypeError) as gone:
@@ -357,6 +354,13 @@ class ModelServers:
                 await reply.text(2)
                 if reply.status < 500:
                     replica.well()
+
+
+def _without_error(event: Any) -> Any:
+    """An event. Raises EngineFailed for one that says that the engine failed."""
+    if "error" in event:
+        raise EngineFailed(f"the model failed: {error_message(event)}")
+    return event
 
 
 def _count(answer: Any) -> int:

@@ -9,7 +9,7 @@ Source: OpenAI's API reference; the additions of vLLM (`stop_reason`, `reasoning
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from honmaru.core.conversation.model import Choice, Completion, Delta, Generation, ToolCall, ToolPiece, Vectors
@@ -128,6 +128,23 @@ class StreamReader:
             finish=finish, stop_sequence=sequence, context_full=full, input_tokens=prompt, output_tokens=written,
             cached_tokens=cached,
         )  # fmt: skip
+
+
+def joined(deltas: Iterable[Delta | None]) -> Iterator[Delta]:
+    """The pieces, neighbours of plain text as one: what arrived together is passed on together."""
+    text: list[str] = []
+    for delta in deltas:
+        if delta is None:
+            continue
+        if delta.reasoning or delta.tools or delta.logprobs:
+            if text:
+                yield Delta(text="".join(text))
+                text = []
+            yield delta
+        else:
+            text.append(delta.text)
+    if text:
+        yield Delta(text="".join(text))
 
 
 def completion(answer: Any) -> Completion:
