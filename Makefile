@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-identity test-keys test-clients test-radosgw test-inference test-observability test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-inference bench-policy bench-quantum docs new-service clean
+.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-identity test-keys test-clients test-radosgw test-inference test-observability test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-fairness bench-inference bench-policy bench-quantum docs new-service clean
 
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ bench-gateway: install system ## the gateway beside moto_server: CPU a request, 
 bench-policy: install ## a decision of IAM with 1,000 statements attached, beside cedarpy and casbin
 	@PYTHON=$(PYTHON) scripts/install-peers policy
 	@$(BIN)/python benchmarks/bench_policy.py
+
+bench-fairness: install system ## what a flood, bad signatures and 10,000 idle connections cost a quiet tenant
+	@$(BIN)/python benchmarks/bench_fairness.py
 
 bench-quantum: install-quantum system ## quantum tasks beside the bare simulator in the same run
 	@$(BIN)/python benchmarks/bench_quantum.py
