@@ -73,6 +73,8 @@ def back_up(data: Path, target: Path, passphrase: str, enclave: Enclave | None =
         draft.rename(target)
         sync_directory(target.parent)
         return manifest
+    except OSError as error:
+        raise _unwritable(error, target) from error
     finally:
         draft.unlink(missing_ok=True)
         shutil.rmtree(stage, ignore_errors=True)
@@ -141,13 +143,25 @@ def _files(directory: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(names))
 
 
+def forget_stage(data: Path) -> None:
+    """Remove what a backup that was cut short left: its links would keep deleted blobs. Call it at start."""
+    shutil.rmtree(data / _STAGE, ignore_errors=True)
+
+
+def _unwritable(error: OSError, path: Path) -> ConfigurationFault:
+    return ConfigurationFault([f"{error.filename or path}: {error.strerror or error}"])
+
+
 def verify(source: Path, passphrase: str) -> Manifest:
     """Read a backup to its end. Raises IntegrityFault, or ConfigurationFault for what is no backup."""
-    with source.open("rb") as file:
-        reader = BackupReader(file, passphrase)
-        for entry in reader.entries():
-            for _ in entry.chunks:
-                pass
+    try:
+        with source.open("rb") as file:
+            reader = BackupReader(file, passphrase)
+            for entry in reader.entries():
+                for _ in entry.chunks:
+                    pass
+    except OSError as error:
+        raise _unwritable(error, source) from error
     if reader.manifest is None:
         raise IntegrityFault("the backup has no end")
     return reader.manifest
@@ -184,6 +198,9 @@ def restore(source: Path, data: Path, passphrase: str, *, signer: str = "") -> M
             data.rmdir()
         draft.rename(data)
         sync_directory(data.parent)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise _unwritable(error, data) from error
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise

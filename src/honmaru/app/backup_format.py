@@ -139,11 +139,14 @@ class BackupReader:
             if length > 1 << 16:
                 raise IntegrityFault("an entry of the backup is damaged")
             header = self._stream.read(length)
-            stated = orjson.loads(header)
-            if "manifest" in stated:
-                self._check_end(stated, digest, entries, total, signing_key)
-                return
-            path, size = str(stated["path"]), int(stated["size"])
+            try:
+                stated = orjson.loads(header)
+                if "manifest" in stated:
+                    self._check_end(stated, digest, entries, total, signing_key)
+                    return
+                path, size = str(stated["path"]), int(stated["size"])
+            except (ValueError, KeyError, TypeError):
+                raise IntegrityFault("an entry of the backup is damaged") from None
             _check_path(path)
             content = hashlib.sha384()
             kept: list[bytes] | None = [] if path == SIGNING_KEY else None

@@ -19,6 +19,7 @@ from typing import Any
 from honmaru.api.models import SERVICES
 from honmaru.app import process, run_files
 from honmaru.app.background import Background, Step
+from honmaru.app.backup import forget_stage
 from honmaru.app.issuer_keys import LocalIssuerKeys
 from honmaru.app.measurements import measurements
 from honmaru.app.operator import OperatorServer, operator_entry
@@ -454,6 +455,7 @@ def run_enclave(settings: Settings, announce: Callable[[dict[str, Any]], None]) 
     process.make_room()
     no_core_dumps()
     with run_files.take_lock(settings.data):
+        forget_stage(settings.data)
         unsealed = unseal(settings.data, required=settings.sealed, announce=announce)
         enclave = Enclave(settings, unsealed)
         if unsealed is not None:

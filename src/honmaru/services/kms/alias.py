@@ -77,10 +77,12 @@ def update(call: Call, request: Request) -> None:
     alias = request["AliasName"]
     call.authorize("kms:UpdateAlias", _arn(call, alias))
     record = _find(call, alias)
-    _, old = permitted(call, record.body["key"], "UpdateAlias")
+    old = _present(call, record, "UpdateAlias")
     _, new = permitted(call, request["TargetKeyId"], "UpdateAlias")
     _check_target(call, new)
-    if (old.body["spec"] == SYMMETRIC) != (new.body["spec"] == SYMMETRIC) or old.body["usage"] != new.body["usage"]:
+    if old is not None and (
+        (old.body["spec"] == SYMMETRIC) != (new.body["spec"] == SYMMETRIC) or old.body["usage"] != new.body["usage"]
+    ):
         raise ValidationFault(
             f"Alias {_arn(call, alias)} cannot be changed to a key of another type or usage than its present one"
         )
@@ -91,8 +93,15 @@ def delete(call: Call, request: Request) -> None:
     alias = request["AliasName"]
     call.authorize("kms:DeleteAlias", _arn(call, alias))
     record = _find(call, alias)
-    permitted(call, record.body["key"], "DeleteAlias")
+    _present(call, record, "DeleteAlias")
     call.records.delete(record)
+
+
+def _present(call: Call, alias: Record, action: str) -> Record | None:
+    """The key that an alias names, once the action on it is allowed; None when it was destroyed below the alias."""
+    if call.sight("kms").get(KEY, alias.body["key"], account=alias.account) is None:
+        return None
+    return permitted(call, alias.body["key"], action)[1]
 
 
 def _find(call: Call, alias: str) -> Record:
@@ -133,6 +142,7 @@ def describe_key(call: Call, request: Request, vault: Vault) -> dict[str, Any]:
     stated = request["KeyId"]
     service = stated.removeprefix("alias/aws/")
     if stated.startswith("alias/aws/") and service in MANAGED:
+        call.authorize("kms:DescribeKey", _arn(call, stated))
         managed_key(call, vault, service)
     _, key = permitted(call, stated, "DescribeKey", aliases=True)
     return {"KeyMetadata": metadata(key, call.now)}

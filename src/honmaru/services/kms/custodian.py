@@ -26,7 +26,7 @@ from honmaru.services.kms import import_material, rotation
 from honmaru.services.kms.keys import ALIAS, GRANT, KEY, current
 from honmaru.services.kms.vault import MATERIAL, Vault
 
-INTERVAL_S = 30.0
+INTERVAL_S = 60.0
 
 
 class EntryLog(Protocol):

@@ -40,6 +40,8 @@ from honmaru.services.kms.vault import Vault
 
 Request = Mapping[str, Any]
 _LIMIT = 5000
+_TOKENS = 16
+"""Of a grant that is asked for again and again by its name, so many of the latest tokens hold."""
 _PRINCIPAL = re.compile(r"arn:[a-z-]+:(iam|sts)::[0-9]{12}:(root|(user|role|assumed-role|federated-user)/.+)")
 _BY_USAGE = {
     "ENCRYPT_DECRYPT": {*WITH_CONTEXT},
@@ -90,14 +92,14 @@ def create(call: Call, request: Request, vault: Vault) -> dict[str, Any]:
         # The same request again, as its name says: the same grant, with a further token.
         token, digest = grant_tokens.new(vault, key.name, _id(same[0]))
         if same[0].label == call.session.label:
-            records.update(same[0], {**same[0].body, "token": digest})
+            records.update(same[0], {**same[0].body, "tokens": [*same[0].body["tokens"], digest][-_TOKENS:]})
             return {"GrantToken": token, "GrantId": _id(same[0])}
     if len(held) >= _LIMIT:
         raise QuotaExceeded(f"a key has at most {_LIMIT} grants", code="LimitExceededException")
     rehearse(request)
     grant_id = vault.ids.secret(32).hex()
     token, digest = grant_tokens.new(vault, key.name, grant_id)
-    records.create(GRANT, f"{key.name}/{grant_id}", {**body, "token": digest, "created": call.now.isoformat()})
+    records.create(GRANT, f"{key.name}/{grant_id}", {**body, "tokens": [digest], "created": call.now.isoformat()})
     return {"GrantToken": token, "GrantId": grant_id}
 
 

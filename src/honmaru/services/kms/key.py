@@ -183,5 +183,6 @@ def cancel_deletion(call: Call, request: Request) -> dict[str, Any]:
     if key.state != PENDING_DELETION:
         raise invalid_state(f"{key.body['arn']} is not pending deletion.")
     body = {name: value for name, value in key.body.items() if name != "deletion"}
-    inside.records.update(key, body, DISABLED if body["current"] else PENDING_IMPORT)
+    lacking = not body["current"] or any(one.get("gone") for one in body["materials"])
+    inside.records.update(key, body, PENDING_IMPORT if lacking else DISABLED)
     return {"KeyId": key.body["arn"]}
