@@ -94,6 +94,22 @@ def test_resource_tags_reach_conditions(enclave: LiveEnclave, iam: Any) -> None:
     refused("AccessDenied", lambda: lead.tag_user(UserName="theirs", Tags=[{"Key": "seen", "Value": "yes"}]))
 
 
+def test_tags_of_a_services_resources_reach_conditions(enclave: LiveEnclave, iam: Any) -> None:
+    admin = enclave.client("sagemaker")
+    for name, team in (("red-models", "red"), ("blue-models", "blue")):
+        admin.create_model_package_group(ModelPackageGroupName=name, Tags=[{"Key": "team", "Value": team}])
+    own = allow("sagemaker:Describe*", Condition={"StringEquals": {"aws:ResourceTag/team": "red"}})
+    made = allow("sagemaker:Create*", Condition={"StringEquals": {"aws:RequestTag/team": "red"}})
+    red = signed_in(enclave, "sagemaker", user_with_key(iam, "redder", own, made))
+    assert red.describe_model_package_group(ModelPackageGroupName="red-models")
+    refused("AccessDeniedException", lambda: red.describe_model_package_group(ModelPackageGroupName="blue-models"))
+    red.create_model_package_group(ModelPackageGroupName="new-red", Tags=[{"Key": "team", "Value": "red"}])
+    refused("AccessDeniedException", lambda: red.create_model_package_group(ModelPackageGroupName="untagged"))
+    arn = admin.describe_model_package_group(ModelPackageGroupName="blue-models")["ModelPackageGroupArn"]
+    admin.add_tags(ResourceArn=arn, Tags=[{"Key": "team", "Value": "red"}])
+    assert red.describe_model_package_group(ModelPackageGroupName="blue-models")
+
+
 def test_instance_profiles(iam: Any) -> None:
     iam.create_role(RoleName="worker", AssumeRolePolicyDocument=json.dumps(ANYBODY))
     made = iam.create_instance_profile(InstanceProfileName="box", Path="/hosts/")["InstanceProfile"]

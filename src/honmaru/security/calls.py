@@ -224,6 +224,10 @@ class Provider:
     resource_kinds: ClassVar[frozenset[str]] = frozenset()
     """Kinds of this service's records from which `resource` is made: a change of one makes it ask again."""
 
+    resource_bears_policy: ClassVar[bool] = True
+    """False where resources have tags and a label but neither a policy nor an owner that their ARN does not tell: then
+    `resource` is asked only when a condition asks for `aws:ResourceTag/...` or the label."""
+
     resource_makers: ClassVar[frozenset[str]] = frozenset()
     """IAM actions that make a resource (s3:CreateBucket): a namesake in another account has no say in them."""
 

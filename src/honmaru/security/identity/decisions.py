@@ -84,7 +84,14 @@ class Decisions(Part):
         elif is_arn and parts[4] not in ("", "aws"):
             owner = parts[4]
         controls = self.organization.controls(session.account, session.label)
-        full = RequestContext(lambda: self._context(session, principal, resource, owner, controls, context))
+
+        def gather() -> dict[str, Any]:
+            found = resource
+            if found is None and is_arn:
+                found = self.resources.find(parts, session.label, policies=False)
+            return self._context(session, principal, found, owner, controls, context)
+
+        full = RequestContext(gather)
         if is_arn and parts[1] != self.partition:
             return Decision(Effect.EXPLICIT_DENY, "partition", ()), resource, full
         if principal is None or _barred(session, action):

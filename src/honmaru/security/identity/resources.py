@@ -33,6 +33,9 @@ class ResourceOwner(Protocol):
     @property
     def resource_makers(self) -> Collection[str]: ...
 
+    @property
+    def resource_bears_policy(self) -> bool: ...
+
     def resource_place(self, resource: str) -> str: ...
 
     def resource(self, sight: Sight, place: str) -> Resource | None: ...
@@ -62,13 +65,14 @@ class Resources:
         for service in owner.arn_services:
             self._owners[service] = owner
 
-    def find(self, parts: Sequence[str], label: Label) -> Resource | None:
+    def find(self, parts: Sequence[str], label: Label, *, policies: bool = True) -> Resource | None:
         """The resource that a session at `label` sees under an ARN, given as its six components.
 
-        None when there is none, or when nobody owns such ARNs.
+        None when there is none, or when nobody owns such ARNs. With `policies` (what every decision asks) only among
+        those that may bear one; without, among all others: for their tags and label.
         """
         owner = self._owners.get(parts[2])
-        if owner is None:
+        if owner is None or owner.resource_bears_policy is not policies:
             return None
         place = owner.resource_place(parts[5])
         if not place or "*" in place:

@@ -8,14 +8,13 @@ Invariants:
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
 from honmaru.core.errors import ValidationFault
 from honmaru.security.guard import Record
+from honmaru.security.page_tokens import read_place, write_place
 
 DEFAULT_PAGE = 10
 Request = Mapping[str, Any]
@@ -56,7 +55,7 @@ def page(
         ordered = [item for item in ordered if (item[:2] < last if descending else item[:2] > last)]
     size = int(request.get("MaxResults") or DEFAULT_PAGE)
     shown = ordered[:size]
-    token = _token(sort_by, shown[-1][0], shown[-1][1]) if len(ordered) > size else None
+    token = write_place(sort_by, shown[-1][0], shown[-1][1]) if len(ordered) > size else None
     return [record for _, _, record in shown], token
 
 
@@ -72,15 +71,8 @@ def _passes(record: Record, request: Request) -> bool:
     return not contains or contains.lower() in record.name.lower()
 
 
-def _token(sort_by: str, key: str, name: str) -> str:
-    return base64.urlsafe_b64encode(json.dumps([sort_by, key, name]).encode()).decode()
-
-
 def _place(token: str, sort_by: str) -> tuple[str, str]:
-    try:
-        made_for, key, name = json.loads(base64.urlsafe_b64decode(token.encode()))
-    except (ValueError, TypeError):
-        raise ValidationFault("NextToken is not one that this operation gave") from None
-    if made_for != sort_by or not isinstance(key, str) or not isinstance(name, str):
+    made_for, key, name = read_place(token, str, str, str)
+    if made_for != sort_by:
         raise ValidationFault("NextToken was given for a request with another SortBy")
     return key, name

@@ -10,7 +10,8 @@ from honmaru.jobs.instances import Capacity
 from honmaru.jobs.training import Roles
 from honmaru.ports.buckets import Buckets
 from honmaru.ports.runtime import Ids
-from honmaru.security.calls import Call, Provider, Target
+from honmaru.security.calls import Call, Provider, Resource, Target
+from honmaru.security.guard import Sight
 from honmaru.services.sagemaker import model_package, model_package_group, tags
 from honmaru.services.sagemaker.training_job import TrainingJobs
 
@@ -47,6 +48,10 @@ class SageMaker(Provider):
         **_on("{ModelPackageArn}", "UpdateModelPackage"),
     }
 
+    arn_services: ClassVar[tuple[str, ...]] = ("sagemaker",)
+    resource_kinds: ClassVar[frozenset[str]] = tags.KINDS
+    resource_bears_policy: ClassVar[bool] = False
+
     def __init__(
         self,
         roles: Roles,
@@ -59,6 +64,16 @@ class SageMaker(Provider):
         self._buckets = buckets
         self._wake = wake
         self._training_jobs = TrainingJobs(roles, environments, capacity, ids)
+
+    def resource(self, sight: Sight, place: str) -> Resource | None:
+        """A resource's tags and label, for conditions (`training-job/name`)."""
+        kind, _, name = place.partition("/")
+        record = sight.get(kind, name) if kind in tags.KINDS else None
+        if record is None:
+            return None
+        held = record.body.get("tags", {})
+        named = {f"sagemaker:ResourceTag/{key}": value for key, value in held.items()}
+        return Resource(record.account, record.label, tags=held, context=named)
 
     def create_training_job(self, call: Call, request: Request) -> dict[str, Any]:
         answer = self._training_jobs.create(call, request)

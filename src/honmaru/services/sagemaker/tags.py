@@ -20,7 +20,7 @@ from honmaru.security.guard import Record
 LABEL_TAG = "honmaru:label"
 MAX_TAGS = 50
 MODEL_PACKAGE_GROUP, MODEL_PACKAGE = "model-package-group", "model-package"
-_KINDS = frozenset({TRAINING_JOB, MODEL_PACKAGE_GROUP, MODEL_PACKAGE})
+KINDS = frozenset({TRAINING_JOB, MODEL_PACKAGE_GROUP, MODEL_PACKAGE})
 _ARN = re.compile(
     r"arn:(?P<partition>[^:]+):sagemaker:(?P<region>[^:]*):(?P<account>\d{12}):(?P<kind>[a-z-]+)/(?P<name>.+)"
 )
@@ -70,7 +70,7 @@ def _resource(call: Call, arn: str) -> Record:
         session.region,
         session.account,
     )
-    record = call.records.get(match["kind"], match["name"]) if match and ours and match["kind"] in _KINDS else None
+    record = call.records.get(match["kind"], match["name"]) if match and ours and match["kind"] in KINDS else None
     if record is None:
         raise NotFound(f"Resource {arn} does not exist.", code="ResourceNotFound")
     call.resources.append((arn, "AWS::SageMaker::Resource"))
