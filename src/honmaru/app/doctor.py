@@ -124,6 +124,8 @@ def _enclave(data: Path) -> Finding:
     facts = published(data)
     if facts is None:
         return Finding("warn", "Enclave", "a process holds the lock and does not answer yet", "honmaru down")
+    if facts.get("sealed"):
+        return Finding("warn", "Enclave", "waits for what opens its root key", "honmaru unseal")
     try:
         socket.create_connection((facts["host"], facts["port"]), timeout=3).close()
     except OSError as error:

@@ -86,6 +86,8 @@ class MainJob:
             if started.returncode:
                 raise ConfigurationFault([started.stderr.strip().removeprefix("honmaru: ")])
             facts = json.loads(started.stdout)
+        if facts.get("sealed"):
+            raise ConfigurationFault([f"the enclave in {self.data} is sealed: run `honmaru unseal` first"])
         if facts["region"] != self.region:
             raise ConfigurationFault(
                 [
