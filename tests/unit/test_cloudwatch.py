@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from honmaru.core.errors import AccessDenied, HonmaruError, NotFound, ValidationFault
 from honmaru.ports.metrics import Datum
 from honmaru.services.cloudwatch import CloudWatch, MetricStore
+from honmaru.services.cloudwatch.composite import Rule as ComposedRule
 from honmaru.services.cloudwatch.evaluation import Rule, judge
 from honmaru.services.cloudwatch.metric_math import Environment, evaluate
 from honmaru.services.cloudwatch.points import MAX_VALUES, Point, percentile, statistic
@@ -414,3 +415,68 @@ def test_dashboards(desk: Desk) -> None:
         desk.ask("put_dashboard", DashboardName="d", DashboardBody="[]")
     desk.ask("delete_dashboards", DashboardNames=["d"])
     assert desk.ask("list_dashboards")["DashboardEntries"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "alarms", "wanted"),
+    [
+        ('ALARM("a") AND NOT OK(b)', {"a": "ALARM", "b": "ALARM"}, True),
+        ('ALARM("a") AND NOT OK(b)', {"a": "ALARM", "b": "OK"}, False),
+        ("ALARM(a) OR ALARM(b) AND FALSE", {"a": "ALARM"}, True),
+        ("(ALARM(a) OR ALARM(b)) AND FALSE", {"a": "ALARM"}, False),
+        ("NOT NOT INSUFFICIENT_DATA(a)", {"a": "INSUFFICIENT_DATA"}, True),
+        ("ALARM(arn:aws:cloudwatch:r:1:alarm:a)", {"a": "ALARM"}, True),
+        ("ALARM(nosuch) OR OK(nosuch)", {}, False),
+    ],
+)
+def test_rules(text: str, alarms: dict[str, str], wanted: bool) -> None:
+    assert ComposedRule(text).holds(alarms.get) is wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "ALARM", "ALARM(", "ALARM()", "alarm(a)", "ALARM(a) ALARM(b)", "(" * 60, "TRUE AND", 'OK("a)', "RED(a)"],
+)
+def test_rules_that_are_refused(text: str) -> None:
+    with pytest.raises(ValidationFault) as refused:
+        ComposedRule(text)
+    assert refused.value.code == "ValidationError"
+
+
+def test_a_composite_alarm_follows_what_its_label_sees(desk: Desk) -> None:
+    for name in ("a", "b"):
+        desk.ask("put_metric_alarm", LOW, **{**ALARM, "AlarmName": name}, TreatMissingData="ignore")
+    desk.ask("put_metric_alarm", HIGH, **{**ALARM, "AlarmName": "c"}, TreatMissingData="ignore")
+    with pytest.raises(ValidationFault, match="do not exist"):
+        desk.ask("put_composite_alarm", LOW, AlarmName="all", AlarmRule="ALARM(a) AND ALARM(c)")
+    desk.ask("put_composite_alarm", LOW, AlarmName="all", AlarmRule="ALARM(a) AND ALARM(b)")
+    desk.ask("put_composite_alarm", HIGH, AlarmName="any", AlarmRule="ALARM(a) OR ALARM(c)")
+
+    def composites(who: Any) -> dict[str, str]:
+        found = desk.ask("describe_alarms", who, AlarmTypes=["CompositeAlarm"])
+        assert found["MetricAlarms"] == []
+        return {each["AlarmName"]: each["StateValue"] for each in found["CompositeAlarms"]}
+
+    desk.alarms.evaluate()
+    assert (composites(LOW), composites(HIGH)) == ({"all": "OK"}, {"all": "OK", "any": "OK"})
+    desk.ask("set_alarm_state", HIGH, AlarmName="c", StateValue="ALARM", StateReason="r")
+    desk.ask("set_alarm_state", LOW, AlarmName="a", StateValue="ALARM", StateReason="r")
+    desk.keep.clock.seconds += 11
+    desk.alarms.evaluate()
+    assert composites(HIGH) == {"all": "OK", "any": "ALARM"}
+    desk.ask("set_alarm_state", LOW, AlarmName="b", StateValue="ALARM", StateReason="r")
+    desk.ask("set_alarm_state", LOW, AlarmName="a", StateValue="ALARM", StateReason="r")
+    desk.keep.clock.seconds += 11
+    desk.alarms.evaluate()
+    assert composites(LOW) == {"all": "ALARM"}
+    children = desk.ask("describe_alarms", LOW, ChildrenOfAlarmName="all")["MetricAlarms"]
+    assert [each["AlarmName"] for each in children] == ["a", "b"]
+    parents = desk.ask("describe_alarms", LOW, ParentsOfAlarmName="a")["CompositeAlarms"]
+    assert [each["AlarmName"] for each in parents] == ["all"]
+    lines = desk.ask("describe_alarm_history", LOW, AlarmTypes=["CompositeAlarm"], HistoryItemType="StateUpdate")
+    assert [each["AlarmName"] for each in lines["AlarmHistoryItems"]] == ["all", "all"]
+    assert [each["AlarmName"] for each in desk.ask("describe_alarms", LOW)["MetricAlarms"]] == ["a", "b"]
+    with pytest.raises(ValidationFault):
+        desk.ask("put_metric_alarm", LOW, **{**ALARM, "AlarmName": "all"})
+    desk.ask("delete_alarms", LOW, AlarmNames=["all"])
+    assert composites(LOW) == {}

@@ -31,6 +31,7 @@ MAX_ALARMS = 5000
 MAX_TAGS = 50
 HISTORY_KEPT = timedelta(days=30)
 _SEPARATOR = "\x1f"
+_KINDS = (("MetricAlarms", False), ("CompositeAlarms", True))
 Request = Mapping[str, Any]
 
 _KEPT = (
@@ -53,16 +54,18 @@ def put(call: Call, request: Request) -> dict[str, Any]:
     settings = {member: request[member] for member in _KEPT if request.get(member) is not None}
     settings["ActionsEnabled"] = request.get("ActionsEnabled") is not False
     old = own(call.records, name)
+    if old is not None and is_composite(old):
+        raise malformed(f"Could not save the metric alarm as a composite alarm has the name {name}")
     if old is None:
         if sum(1 for _ in call.records.iterate(ALARM)) >= MAX_ALARMS:
             raise QuotaExceeded(f"The account has {MAX_ALARMS} alarms, the most it may have.", code="LimitExceeded")
         tags = {tag["Key"]: tag["Value"] for tag in request.get("Tags") or ()}
-        _check_tags(tags)
+        check_tags(tags)
         body = {
             "settings": settings,
             "tags": tags,
             "configured": now.isoformat(),
-            "state": _state("Unchecked: Initial alarm creation", "", now, INSUFFICIENT),
+            "state": initial_state(now),
         }
         change: GuardedChange = Creation(ALARM, name, body, INSUFFICIENT)
         summary = f'Alarm "{name}" created'
@@ -79,10 +82,7 @@ def describe(call: Call, request: Request) -> dict[str, Any]:
     names, prefix = request.get("AlarmNames"), request.get("AlarmNamePrefix") or ""
     if names and prefix:
         raise contradictory("AlarmNames and AlarmNamePrefix are mutually exclusive.")
-    if request.get("ChildrenOfAlarmName") or request.get("ParentsOfAlarmName"):
-        return {"MetricAlarms": [], "CompositeAlarms": []}
-    if "MetricAlarm" not in (request.get("AlarmTypes") or ["MetricAlarm"]):
-        return {"MetricAlarms": [], "CompositeAlarms": []}
+    types = request.get("AlarmTypes") or ["MetricAlarm"]
     after = str(read_token(request["NextToken"])) if request.get("NextToken") else ""
     most = int(request.get("MaxRecords") or 50)
     if names:
@@ -91,18 +91,28 @@ def describe(call: Call, request: Request) -> dict[str, Any]:
         )
     else:
         found = call.records.iterate(ALARM, prefix=prefix, after=after)
-    shown: list[Record] = []
+    page: list[Record] = []
+    token: str | None = None
     for record in found:
         if request.get("StateValue") not in (None, record.state) or not _acts(record, request.get("ActionPrefix")):
             continue
-        if len(shown) == most:
-            return {
-                "MetricAlarms": [described(call, each) for each in shown],
-                "CompositeAlarms": [],
-                "NextToken": write_token(shown[-1].name),
-            }
-        shown.append(record)
-    return {"MetricAlarms": [described(call, each) for each in shown], "CompositeAlarms": []}
+        if ("CompositeAlarm" if is_composite(record) else "MetricAlarm") not in types:
+            continue
+        if len(page) == most:
+            token = write_token(page[-1].name)
+            break
+        page.append(record)
+    return {**shown(call, page), "NextToken": token}
+
+
+def shown(call: Call, records: Sequence[Record]) -> dict[str, Any]:
+    """Alarms as DescribeAlarms shows them, by their type."""
+    return {kind: [described(call, each) for each in records if is_composite(each) is flag] for kind, flag in _KINDS}
+
+
+def is_composite(record: Record) -> bool:
+    """Whether an alarm's state follows from other alarms' states (`composite`)."""
+    return "AlarmRule" in record.body["settings"]
 
 
 def for_metric(call: Call, request: Request) -> dict[str, Any]:
@@ -123,14 +133,14 @@ def for_metric(call: Call, request: Request) -> dict[str, Any]:
 
 def history(call: Call, request: Request) -> dict[str, Any]:
     name = request.get("AlarmName")
-    if "MetricAlarm" not in (request.get("AlarmTypes") or ["MetricAlarm"]):
-        return {"AlarmHistoryItems": []}
+    types = request.get("AlarmTypes") or ("MetricAlarm", "CompositeAlarm")
     prefix = f"{name}{_SEPARATOR}" if name else ""
     start, end, kind = request.get("StartDate"), request.get("EndDate"), request.get("HistoryItemType")
     records = [
         record
         for record in call.records.iterate(HISTORY, prefix=prefix)
         if kind in (None, record.body["type"])
+        and record.body["alarm_type"] in types
         and (start is None or datetime.fromisoformat(record.body["at"]) >= start)
         and (end is None or datetime.fromisoformat(record.body["at"]) <= end)
     ]
@@ -144,7 +154,7 @@ def history(call: Call, request: Request) -> dict[str, Any]:
     items = [
         {
             "AlarmName": record.name.partition(_SEPARATOR)[0],
-            "AlarmType": "MetricAlarm",
+            "AlarmType": record.body["alarm_type"],
             "Timestamp": datetime.fromisoformat(record.body["at"]),
             "HistoryItemType": record.body["type"],
             "HistorySummary": record.body["summary"][:255],
@@ -215,7 +225,7 @@ def tags_of(call: Call, request: Request) -> dict[str, Any]:
 def tag(call: Call, request: Request) -> dict[str, Any]:
     record = _tagged(call, request)
     tags = {**record.body["tags"], **{each["Key"]: each["Value"] for each in request["Tags"]}}
-    _check_tags(tags)
+    check_tags(tags)
     call.records.update(record, {**record.body, "tags": tags})
     return {}
 
@@ -237,7 +247,7 @@ def _tagged(call: Call, request: Request) -> Record:
     return record
 
 
-def _check_tags(tags: Mapping[str, str]) -> None:
+def check_tags(tags: Mapping[str, str]) -> None:
     if len(tags) > MAX_TAGS or any(key.lower().startswith("aws:") for key in tags):
         raise invalid(f"an alarm has at most {MAX_TAGS} tags, and their keys may not begin with aws:")
 
@@ -269,14 +279,20 @@ def transition(
     }
     summary = f"Alarm updated from {record.state} to {state}"
     text = orjson.dumps(told).decode()
+    composite = is_composite(record)
     changes: list[GuardedChange] = [Revision(record, body, state)]
-    changes.append(line(record.name, at, "StateUpdate", summary, text, identifier))
+    changes.append(line(record.name, at, "StateUpdate", summary, text, identifier, composite=composite))
     settings = record.body["settings"]
     member = {"OK": "OKActions", "ALARM": "AlarmActions"}.get(state, "InsufficientDataActions")
     for place, action in enumerate(settings.get(member) or () if settings["ActionsEnabled"] else ()):
         failed = f"Failed to execute action {action}. This enclave carries out no actions of alarms"
-        changes.append(line(record.name, at, "Action", failed, "{}", f"{identifier}-{place}"))
+        changes.append(line(record.name, at, "Action", failed, "{}", f"{identifier}-{place}", composite=composite))
     return changes
+
+
+def initial_state(at: datetime) -> dict[str, str]:
+    """The state of an alarm that was just made."""
+    return _state("Unchecked: Initial alarm creation", "", at, INSUFFICIENT)
 
 
 def _state(reason: str, data: str, at: datetime, state: str, old: Record | None = None) -> dict[str, str]:
@@ -285,10 +301,14 @@ def _state(reason: str, data: str, at: datetime, state: str, old: Record | None 
     return {"reason": reason[:1023], "data": data[:4000], "updated": stamp, "moved": moved}
 
 
-def line(name: str, at: datetime, kind: str, summary: str, data: str, identifier: str) -> Creation:
+def line(
+    name: str, at: datetime, kind: str, summary: str, data: str, identifier: str, *, composite: bool = False
+) -> Creation:
     """A line of an alarm's history."""
     key = f"{name}{_SEPARATOR}{int(at.timestamp() * 1000):015d}:{kind}:{identifier}"
-    return Creation(HISTORY, key, {"at": at.isoformat(), "type": kind, "summary": summary, "data": data})
+    of = "CompositeAlarm" if composite else "MetricAlarm"
+    body = {"at": at.isoformat(), "type": kind, "summary": summary, "data": data, "alarm_type": of}
+    return Creation(HISTORY, key, body)
 
 
 def apply(records: GuardedRecords, changes: Sequence[GuardedChange]) -> None:
@@ -308,7 +328,7 @@ def described(call: Call, record: Record) -> dict[str, Any]:
         "OKActions": body["settings"].get("OKActions") or [],
         "AlarmActions": body["settings"].get("AlarmActions") or [],
         "InsufficientDataActions": body["settings"].get("InsufficientDataActions") or [],
-        "Dimensions": body["settings"].get("Dimensions") or [],
+        "Dimensions": None if is_composite(record) else body["settings"].get("Dimensions") or [],
         "AlarmName": record.name,
         "AlarmArn": arn(call, record.name),
         "AlarmConfigurationUpdatedTimestamp": datetime.fromisoformat(body["configured"]),

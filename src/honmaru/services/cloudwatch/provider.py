@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from honmaru.security.calls import Call, Provider, Resource, Target
 from honmaru.security.guard import Sight
-from honmaru.services.cloudwatch import alarms, dashboards, data, listing, putting
+from honmaru.services.cloudwatch import alarms, composite, dashboards, data, listing, putting
 from honmaru.services.cloudwatch.store import MetricStore
 
 Request = Mapping[str, Any]
@@ -33,7 +33,10 @@ class CloudWatch(Provider):
             name: Target(f"cloudwatch:{name}")
             for name in ("PutMetricData", "GetMetricData", "GetMetricStatistics", "ListMetrics", "ListDashboards")
         },
-        **{name: Target(f"cloudwatch:{name}", _ALARM) for name in ("PutMetricAlarm", "SetAlarmState")},
+        **{
+            name: Target(f"cloudwatch:{name}", _ALARM)
+            for name in ("PutMetricAlarm", "PutCompositeAlarm", "SetAlarmState")
+        },
         **{
             name: Target(f"cloudwatch:{name}", _ALARMS)
             for name in (
@@ -85,8 +88,12 @@ class CloudWatch(Provider):
     def put_metric_alarm(self, call: Call, request: Request) -> dict[str, Any]:
         return alarms.put(call, request)
 
+    def put_composite_alarm(self, call: Call, request: Request) -> dict[str, Any]:
+        return composite.put(call, request)
+
     def describe_alarms(self, call: Call, request: Request) -> dict[str, Any]:
-        return alarms.describe(call, request)
+        kin = composite.family(call.records, request)
+        return alarms.describe(call, request) if kin is None else alarms.shown(call, kin)
 
     def describe_alarms_for_metric(self, call: Call, request: Request) -> dict[str, Any]:
         return alarms.for_metric(call, request)

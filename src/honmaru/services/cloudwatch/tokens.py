@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from typing import Any
 
 import orjson
@@ -11,12 +10,12 @@ from honmaru.services.cloudwatch.faults import bad_token
 
 
 def write_token(place: Any) -> str:
-    return base64.urlsafe_b64encode(orjson.dumps(place)).decode()
+    return orjson.dumps(place).decode()
 
 
 def read_token(token: str) -> Any:
     """What a token holds. Raises ValidationFault (InvalidNextToken)."""
     try:
-        return orjson.loads(base64.urlsafe_b64decode(token.encode()))
+        return orjson.loads(token)
     except ValueError:
         raise bad_token() from None

@@ -21,8 +21,9 @@ import orjson
 from honmaru.core.errors import Conflict, HonmaruError
 from honmaru.core.sessions import platform_session
 from honmaru.ports.runtime import Clock, Ids
-from honmaru.security.guard import Guard, Record
-from honmaru.services.cloudwatch.alarms import ALARM, HISTORY, HISTORY_KEPT, transition
+from honmaru.security.guard import Guard, GuardedRecords, Record
+from honmaru.services.cloudwatch.alarms import ALARM, HISTORY, HISTORY_KEPT, is_composite, transition
+from honmaru.services.cloudwatch.composite import judged
 from honmaru.services.cloudwatch.evaluation import COMPARISONS, EXTRA_PERIODS, Rule, Verdict, judge
 from honmaru.services.cloudwatch.measuring import alarm_period, measured, rule_of
 from honmaru.services.cloudwatch.store import SERVICE, MetricStore
@@ -66,7 +67,7 @@ class AlarmWatch:
                 continue  # it was changed meanwhile; the next time will do
             except HonmaruError as fault:
                 _LOG.error("an alarm could not be evaluated: %s", type(fault).__name__)
-            period = min(_LATEST_S, max(10, alarm_period(alarm.body["settings"])))
+            period = min(_LATEST_S, max(10, _pace(alarm.body["settings"])))
             due = (now.timestamp() // period + 1) * period
             self._next[key] = (alarm.version, due)
         self._sweep(now)
@@ -76,6 +77,9 @@ class AlarmWatch:
         session = platform_session(alarm.account, *self._place, "monitoring", alarm.label)
         records = self._guard.records(session, SERVICE)
         settings = alarm.body["settings"]
+        if is_composite(alarm):
+            state, reason, data = judged(records, settings)
+            return self._move(records, alarm, state, reason, data, now)
         period, rule = alarm_period(settings), rule_of(settings)
         end = int(now.timestamp()) // period * period
         count = rule.periods + EXTRA_PERIODS
@@ -87,10 +91,13 @@ class AlarmWatch:
             return 0
         reason = _reason(rule, verdict, newest, end, period)
         data = _data(settings, rule, newest, now, start, period)
+        return self._move(records, alarm, verdict.state, reason, data, now)
+
+    def _move(self, records: GuardedRecords, alarm: Record, state: str, reason: str, data: str, now: datetime) -> int:
         stored = records.get(ALARM, alarm.name)
-        if stored is None or stored.version != alarm.version:
+        if state == alarm.state or stored is None or stored.version != alarm.version:
             return 0
-        records.apply(transition(stored, verdict.state, reason, data, now, self._ids.uuid()))
+        records.apply(transition(stored, state, reason, data, now, self._ids.uuid()))
         return 1
 
     def _sweep(self, now: datetime) -> None:
@@ -102,6 +109,11 @@ class AlarmWatch:
             if now - old.created > HISTORY_KEPT:
                 session = platform_session(old.account, *self._place, "monitoring", old.label)
                 self._guard.records(session, SERVICE).delete(old)
+
+
+def _pace(settings: Mapping[str, Any]) -> int:
+    """Seconds between two looks at an alarm; a rule is looked at as often as any."""
+    return 0 if "AlarmRule" in settings else alarm_period(settings)
 
 
 def _shown(second: int) -> str:
