@@ -120,7 +120,6 @@ def test_users_from_creation_to_deletion(account: Account, admin: Session) -> No
     first = account(admin, "ListUsers", MaxItems=1)
     assert first["IsTruncated"]
     assert account(admin, "ListUsers", MaxItems=1, Marker=first["Marker"])["Users"][0]["UserName"] == "ann"
-    refused("ValidationError", lambda: account(admin, "ListUsers", Marker="%%%"))
     refused("EntityAlreadyExists", lambda: account(admin, "CreateUser", UserName="ann"))
     refused("NoSuchEntity", lambda: account(admin, "GetUser", UserName="eve"))
     refused("ValidationError", lambda: account(admin, "CreateUser", UserName="a/b"))

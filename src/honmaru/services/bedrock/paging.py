@@ -6,15 +6,11 @@ neither repeat nor hide others.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from typing import Any
 
-from honmaru.core.errors import ValidationFault
 from honmaru.security.guard import Record
+from honmaru.security.page_tokens import read_place, write_place
 
 _DEFAULT_PAGE = 100
 
@@ -26,12 +22,12 @@ def page(records: Iterable[Record], request: Mapping[str, Any], name: str) -> tu
     """
     descending = request.get("sortOrder", "Descending") == "Descending"
     found = sorted((record for record in records if _passes(record, request, name)), key=_position, reverse=descending)
-    after = _decode(request["nextToken"]) if request.get("nextToken") else None
+    after = read_place(request["nextToken"], str, str) if request.get("nextToken") else None
     if after is not None:
         found = [item for item in found if (_position(item) < after if descending else _position(item) > after)]
     size = int(request.get("maxResults") or _DEFAULT_PAGE)
     shown = found[:size]
-    return shown, _encode(_position(shown[-1])) if len(found) > size else None
+    return shown, write_place(*_position(shown[-1])) if len(found) > size else None
 
 
 def _passes(record: Record, request: Mapping[str, Any], name: str) -> bool:
@@ -46,15 +42,3 @@ def _passes(record: Record, request: Mapping[str, Any], name: str) -> bool:
 
 def _position(record: Record) -> tuple[str, str]:
     return record.created.isoformat(), record.name
-
-
-def _encode(position: tuple[str, str]) -> str:
-    return base64.urlsafe_b64encode(json.dumps(position).encode()).decode()
-
-
-def _decode(token: str) -> tuple[str, str]:
-    try:
-        moment, name = json.loads(base64.urlsafe_b64decode(token.encode()))
-        return datetime.fromisoformat(moment).isoformat(), str(name)
-    except (ValueError, TypeError, binascii.Error):
-        raise ValidationFault("nextToken is not one that this operation returned") from None

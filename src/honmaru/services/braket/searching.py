@@ -7,14 +7,13 @@ Invariants:
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from honmaru.core.errors import ValidationFault
 from honmaru.security.guard import Record
+from honmaru.security.page_tokens import read_place, write_place
 
 _PAGE = 100
 Facts = Callable[[Record], Mapping[str, str | datetime | None]]
@@ -36,26 +35,18 @@ def search(
     found = [record for record in records if all(_passes(each, record, facts(record)) for each in filters)]
     ordered = sorted(found, key=_place, reverse=True)
     if request.get("nextToken"):
-        last = _read(str(request["nextToken"]))
+        last = read_place(request["nextToken"], str, str)
         ordered = [record for record in ordered if _place(record) < last]
     size = int(request.get("maxResults") or _PAGE)
     shown = ordered[:size]
     token = None
     if len(ordered) > size:
-        token = base64.urlsafe_b64encode(json.dumps(_place(shown[-1])).encode()).decode()
+        token = write_place(*_place(shown[-1]))
     return shown, token
 
 
 def _place(record: Record) -> tuple[str, str]:
     return record.created.isoformat(timespec="microseconds"), record.name
-
-
-def _read(token: str) -> tuple[str, str]:
-    try:
-        at, name = json.loads(base64.urlsafe_b64decode(token.encode()))
-    except (ValueError, TypeError):
-        raise ValidationFault("nextToken is not one that this operation gave") from None
-    return str(at), str(name)
 
 
 def _passes(each: Mapping[str, Any], record: Record, facts: Mapping[str, str | datetime | None]) -> bool:

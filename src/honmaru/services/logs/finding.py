@@ -5,7 +5,6 @@ Invariant: a group or stream above the session is answered exactly like one that
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,16 +60,3 @@ def invalid(message: str) -> ValidationFault:
 
 def exists(message: str) -> Conflict:
     return Conflict(message, code="ResourceAlreadyExistsException")
-
-
-def encoded(text: str) -> str:
-    """A page token."""
-    return base64.urlsafe_b64encode(text.encode()).decode()
-
-
-def decoded(token: str | None) -> str:
-    """What a page token holds; "" for none. Raises ValidationFault."""
-    try:
-        return base64.urlsafe_b64decode((token or "").encode()).decode()
-    except ValueError:
-        raise invalid("The specified nextToken is invalid.") from None

@@ -17,8 +17,6 @@ from honmaru.security.guard import Record
 from honmaru.services.logs import metric_filters
 from honmaru.services.logs.finding import (
     Request,
-    decoded,
-    encoded,
     exists,
     find_group,
     group_arn,
@@ -104,7 +102,7 @@ def names(call: Call, request: Request) -> dict[str, Any]:
 def _of_class(call: Call, request: Request, prefix: str) -> Iterator[Record]:
     if request.get("logGroupClass") not in (None, "STANDARD"):
         return iter(())
-    return call.records.iterate(GROUP, prefix=prefix, after=decoded(request.get("nextToken")))
+    return call.records.iterate(GROUP, prefix=prefix, after=(request.get("nextToken") or ""))
 
 
 def _tagged(record: Record, filters: Any) -> bool:
@@ -120,7 +118,7 @@ def _page(records: Iterator[Record], fits: Any, limit: int) -> tuple[list[Record
         if not fits(record.name):
             continue
         if len(shown) == limit:
-            return shown, encoded(shown[-1].name)
+            return shown, shown[-1].name
         shown.append(record)
     return shown, None
 

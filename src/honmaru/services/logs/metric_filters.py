@@ -21,7 +21,7 @@ from honmaru.ports.logs import LogEvent
 from honmaru.ports.metrics import Datum, MetricSink
 from honmaru.security.calls import Call
 from honmaru.security.guard import GuardedRecords, Record
-from honmaru.services.logs.finding import Request, decoded, encoded, find_group, invalid
+from honmaru.services.logs.finding import Request, find_group, invalid
 from honmaru.services.logs.patterns import Pattern, compiled, number
 from honmaru.services.logs.store import LogStore
 
@@ -80,7 +80,7 @@ def describe(call: Call, store: LogStore, request: Request) -> dict[str, Any]:
     limit = int(request.get("limit") or 50)
     shown: list[dict[str, Any]] = []
     last = ""
-    for record in call.records.iterate(KIND, prefix=prefix, after=decoded(request.get("nextToken"))):
+    for record in call.records.iterate(KIND, prefix=prefix, after=(request.get("nextToken") or "")):
         group, _, name = record.name.partition(":")
         transformation = record.body["transformation"]
         if not name.startswith(start) or (
@@ -88,7 +88,7 @@ def describe(call: Call, store: LogStore, request: Request) -> dict[str, Any]:
         ):
             continue
         if len(shown) == limit:
-            return {"metricFilters": shown, "nextToken": encoded(last)}
+            return {"metricFilters": shown, "nextToken": last}
         last = record.name
         shown.append(
             {

@@ -18,7 +18,7 @@ import orjson
 from honmaru.core.errors import Conflict, NotFound, ValidationFault
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
-from honmaru.services.logs.finding import Request, decoded, encoded, find_group, invalid
+from honmaru.services.logs.finding import Request, find_group, invalid
 from honmaru.services.logs.insights import Moment, Row, parse
 from honmaru.services.logs.insights.rows import Value, shown
 from honmaru.services.logs.store import LogStore, StoredEvent, name_of
@@ -92,12 +92,12 @@ def results(call: Call, request: Request, store: LogStore) -> dict[str, Any]:
             "bytesScanned": float(scan.size),
             "logGroupsScanned": float(len(body["groups"])),
         },
-        "nextToken": encoded(str(first + size)) if more else None,
+        "nextToken": str(first + size) if more else None,
     }
 
 
 def _page(request: Request) -> tuple[int, int]:
-    at = decoded(request.get("nextToken")) or "0"
+    at = request.get("nextToken") or "0"
     if not at.isdecimal():
         raise invalid("The specified nextToken is invalid.")
     return int(at), int(request.get("maxItems") or _PAGE)
@@ -161,7 +161,7 @@ def describe(call: Call, request: Request) -> dict[str, Any]:
         if wanted in (None, record.state) and (group is None or group in record.body["groups"])
     ]
     found.sort(key=lambda record: (record.created, record.name), reverse=True)
-    at = decoded(request.get("nextToken")) or "0"
+    at = request.get("nextToken") or "0"
     if not at.isdecimal():
         raise invalid("The specified nextToken is invalid.")
     first, size = int(at), int(request.get("maxResults") or 1000)
@@ -179,7 +179,7 @@ def describe(call: Call, request: Request) -> dict[str, Any]:
             }
             for record in page
         ],
-        "nextToken": encoded(str(first + size)) if len(found) > first + size else None,
+        "nextToken": str(first + size) if len(found) > first + size else None,
     }
 
 

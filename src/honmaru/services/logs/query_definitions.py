@@ -6,7 +6,7 @@ from typing import Any
 
 from honmaru.core.errors import NotFound
 from honmaru.security.calls import Call
-from honmaru.services.logs.finding import Request, decoded, encoded, invalid
+from honmaru.services.logs.finding import Request, invalid
 from honmaru.services.logs.insights import parse
 
 KIND = "query-definition"
@@ -39,7 +39,7 @@ def describe(call: Call, request: Request) -> dict[str, Any]:
         (record for record in call.records.iterate(KIND) if record.body["name"].startswith(prefix)),
         key=lambda record: (record.body["name"], record.name),
     )
-    after, size = decoded(request.get("nextToken")), int(request.get("maxResults") or 1000)
+    after, size = (request.get("nextToken") or ""), int(request.get("maxResults") or 1000)
     rest = [record for record in found if f"{record.body['name']}\n{record.name}" > after]
     page = rest[:size]
     return {
@@ -54,7 +54,7 @@ def describe(call: Call, request: Request) -> dict[str, Any]:
             }
             for record in page
         ],
-        "nextToken": encoded(f"{page[-1].body['name']}\n{page[-1].name}") if len(rest) > size else None,
+        "nextToken": f"{page[-1].body['name']}\n{page[-1].name}" if len(rest) > size else None,
     }
 
 

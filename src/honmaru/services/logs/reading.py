@@ -9,15 +9,14 @@ Invariants:
 
 from __future__ import annotations
 
-import base64
 import heapq
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from honmaru.core.errors import ValidationFault
 from honmaru.security.guard import GuardedRecords, Record
+from honmaru.security.page_tokens import read_place, write_place
 from honmaru.services.logs.patterns import compiled
 from honmaru.services.logs.store import LogStore, StoredEvent, event_id, name_of
 
@@ -69,7 +68,7 @@ def filtered(store: LogStore, records: GuardedRecords, streams: list[Record], re
         if (last is not None and key <= last) or not _in_time(event, request) or not matches(event.message):
             continue
         if len(found) == limit or size > PAGE_BYTES:
-            token = base64.urlsafe_b64encode(json.dumps(shown).encode()).decode()
+            token = write_place(*shown) if shown is not None else None
             break
         found.append(
             {
@@ -130,8 +129,5 @@ def _position(token: str) -> tuple[bool, int]:
 
 
 def _key(token: str) -> tuple[int, str, int]:
-    try:
-        at, stream, place = json.loads(base64.urlsafe_b64decode(token.encode()))
-        return int(at), str(stream), int(place)
-    except (ValueError, TypeError):
-        raise ValidationFault("The specified nextToken is invalid.", code="InvalidParameterException") from None
+    key: tuple[int, str, int] = read_place(token, int, str, int, code="InvalidParameterException")
+    return key

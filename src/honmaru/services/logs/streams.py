@@ -9,8 +9,6 @@ from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.services.logs.finding import (
     Request,
-    decoded,
-    encoded,
     exists,
     find_group,
     find_stream,
@@ -49,13 +47,13 @@ def describe(call: Call, store: LogStore, request: Request) -> dict[str, Any]:
 
     descending = bool(request.get("descending"))
     ordered = sorted(store.streams(call.records, group.name, prefix), key=key, reverse=descending)
-    after = decoded(request.get("nextToken"))
+    after = request.get("nextToken") or ""
     if after:
         ordered = [stream for stream in ordered if (key(stream) < after if descending else key(stream) > after)]
     shown = ordered[:limit]
     return {
         "logStreams": [_described(call, group, stream) for stream in shown],
-        "nextToken": encoded(key(shown[-1])) if len(ordered) > limit else None,
+        "nextToken": key(shown[-1]) if len(ordered) > limit else None,
     }
 
 

@@ -8,7 +8,6 @@ Invariants:
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -53,7 +52,7 @@ class ResourceTagging(Provider):
             for arn, tags in self._tagged(call, request.get("ResourceTypeFilters") or ())
             if (not wanted or arn in wanted) and all(test(tags) for test in tests)
         )
-        after = _decoded(request.get("PaginationToken"))
+        after = request.get("PaginationToken") or ""
         rest = [pair for pair in found if pair[0] > after]
         page: list[tuple[str, Mapping[str, str]]] = []
         count = 0
@@ -68,7 +67,7 @@ class ResourceTagging(Provider):
                 {"ResourceARN": arn, "Tags": [{"Key": key, "Value": value} for key, value in sorted(tags.items())]}
                 for arn, tags in page
             ],
-            "PaginationToken": _encoded(page[-1][0]) if more else "",
+            "PaginationToken": page[-1][0] if more else "",
         }
 
     def get_tag_keys(self, call: Call, request: Request) -> dict[str, Any]:
@@ -121,27 +120,14 @@ def _filter(given: Mapping[str, Any]) -> Callable[[Mapping[str, str]], bool]:
 
 
 def _paged(found: set[str], request: Request) -> tuple[list[str], str]:
-    after = _decoded(request.get("PaginationToken"))
+    after = request.get("PaginationToken") or ""
     rest = sorted(each for each in found if not after or each > after)
     page = rest[:_KEYS]
-    return page, _encoded(page[-1]) if len(rest) > _KEYS else ""
+    return page, page[-1] if len(rest) > _KEYS else ""
 
 
 def _failure(status: int, code: str, fault: HonmaruError) -> dict[str, Any]:
     return {"StatusCode": status, "ErrorCode": code, "ErrorMessage": fault.message}
-
-
-def _encoded(text: str) -> str:
-    return base64.urlsafe_b64encode(text.encode()).decode()
-
-
-def _decoded(token: str | None) -> str:
-    try:
-        return base64.urlsafe_b64decode((token or "").encode()).decode()
-    except ValueError:
-        raise ValidationFault(
-            "The PaginationToken is not of this listing; begin anew", code="PaginationTokenExpiredException"
-        ) from None
 
 
 def _invalid(message: str) -> ValidationFault:
