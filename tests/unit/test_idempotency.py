@@ -217,3 +217,26 @@ def test_a_request_that_failed_may_be_sent_again(keep):
     assert method(call(keep), REQUEST) == {"arn": "a"}
     assert method(call(keep), REQUEST) == {"arn": "a"}
     assert len(calls) == 2
+
+
+def test_a_crash_behind_the_commit_loses_neither_work_nor_answer(keep, monkeypatch):
+    """The enclave dies after the transaction and before the answer leaves: the request, sent again to the next one,
+    is answered as it would have been, and nothing is made twice."""
+    made = []
+
+    class Killed(BaseException):
+        pass
+
+    def die(*_args):
+        raise Killed
+
+    monkeypatch.setattr(keep.guard, "_append", die)  # the first thing that happens behind the commit
+    with pytest.raises(Killed):
+        make(keep, call(keep), REQUEST, made)
+    keep.close()
+    after = Keep(keep.directory)
+    answer = make(after, call(after), REQUEST, made)
+    assert answer["thingArn"].startswith("thing-1")
+    assert made == [0]
+    assert len(list(call(after).records.iterate("thing"))) == 1
+    after.close()
