@@ -80,7 +80,10 @@ class Site:
             "Effect": "Allow",
             "Principal": {"Service": "sagemaker.amazonaws.com"},
             "Action": "sts:AssumeRole",
-            "Condition": {"StringEquals": {"aws:SourceAccount": enclave.account}},
+            "Condition": {
+                "StringEquals": {"aws:SourceAccount": enclave.account},
+                "ArnLike": {"aws:SourceArn": f"arn:*:sagemaker:*:{enclave.account}:training-job/*"},
+            },
         }
         own = [
             {"Effect": "Allow", "Action": ["s3:GetObject", "s3:ListBucket"], "Resource": "arn:*:s3:::job-data*"},

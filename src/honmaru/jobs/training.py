@@ -68,7 +68,15 @@ class Roles(Protocol):
     """What jobs need of `security.identity.Identity`."""
 
     def service_session(
-        self, role_arn: str, *, label: Label, service: str, session_name: str, human: str, account: str
+        self,
+        role_arn: str,
+        *,
+        label: Label,
+        service: str,
+        session_name: str,
+        human: str,
+        account: str,
+        source_arn: str = "",
     ) -> Session: ...
 
 
@@ -320,6 +328,7 @@ class Training:
             session_name="SageMaker",
             human=body["human"],
             account=record.account,
+            source_arn=body["arn"],
         )
 
     def _spec(self, record: Record, job_id: str, root: Path, instances: int, volume: int) -> JobSpec:

@@ -55,7 +55,15 @@ class OpenIdentity:
             raise AccessDenied(f"User: {who.principal_arn} is not authorized to perform: {action} on {resource}")
 
     def service_session(
-        self, role_arn: str, *, label: Label, service: str, session_name: str, human: str, account: str
+        self,
+        role_arn: str,
+        *,
+        label: Label,
+        service: str,
+        session_name: str,
+        human: str,
+        account: str,
+        source_arn: str = "",  # noqa: ARG002
     ) -> Session:
         if role_arn in self.missing:
             raise ValidationFault(f"Could not assume role {role_arn}. Please ensure that the role exists.")

@@ -154,6 +154,12 @@ def _identity(session: Session | None) -> dict[str, Any]:
     return known[1]
 
 
+_TYPES = {
+    "user": "IAMUser",
+    "federated-user": "FederatedUser",
+    "assumed-role": "AssumedRole",
+    "service": "AWSService",
+}
 _IDENTITIES: dict[int, tuple[Session, dict[str, Any]]] = {}
 _IDENTITIES_LIMIT = 1024
 
@@ -161,9 +167,7 @@ _IDENTITIES_LIMIT = 1024
 def _described(session: Session) -> dict[str, Any]:
     last = session.principal_arn.rpartition("/")[2]
     identity: dict[str, Any] = {
-        "type": {"root": "Root", "user": "IAMUser", "assumed-role": "AssumedRole", "service": "AWSService"}.get(
-            session.kind, "Unknown"
-        ),
+        "type": _TYPES.get(session.kind, "Unknown"),
         "principalId": session.principal_id,
         "arn": session.principal_arn,
         "accountId": session.account,
@@ -171,17 +175,19 @@ def _described(session: Session) -> dict[str, Any]:
     }
     if session.kind == "user":
         identity["userName"] = last
-    if session.kind in ("assumed-role", "service"):
+    if session.kind in ("assumed-role", "federated-user", "service"):
         identity["sessionContext"] = {
             "sessionIssuer": {
-                "type": "Role",
+                "type": "IAMUser" if session.kind == "federated-user" else "Role",
                 "principalId": session.principal_id.partition(":")[0],
                 "arn": session.issuer_arn,
                 "accountId": session.account,
                 "userName": session.issuer_arn.rpartition("/")[2],
             },
-            "attributes": {"mfaAuthenticated": "false"},
+            "attributes": {"mfaAuthenticated": "true" if session.mfa_s else "false"},
         }
+        if session.federated_provider:
+            identity["sessionContext"]["webIdFederationData"] = {"federatedProvider": session.federated_provider}
         if session.human:
             identity["sessionContext"]["sourceIdentity"] = _text(session.human)
     return identity

@@ -66,9 +66,9 @@ class TrainingJobs:
         """Check everything that can be checked now, then lay the job down. Raises ValidationFault or Conflict."""
         name = request["TrainingJobName"]
         environment = self._check(request)
-        self._check_role(call, request["RoleArn"])
-        _check_output_key(call, request["OutputDataConfig"].get("KmsKeyId") or "")
         arn = call.arn("sagemaker", f"training-job/{name}")
+        self._check_role(call, request["RoleArn"], arn)
+        _check_output_key(call, request["OutputDataConfig"].get("KmsKeyId") or "")
         body: dict[str, Any] = {
             "request": {member: request[member] for member in _KEPT if request.get(member) is not None},
             "arn": arn,
@@ -151,7 +151,7 @@ class TrainingJobs:
         _check_channels(request.get("InputDataConfig") or [])
         return self.environments.resolve(algorithm["TrainingImage"])
 
-    def _check_role(self, call: Call, role_arn: str) -> None:
+    def _check_role(self, call: Call, role_arn: str, job_arn: str) -> None:
         call.authorize("iam:PassRole", role_arn, {"iam:PassedToService": "sagemaker.amazonaws.com"})
         session: Session = call.session
         self.roles.service_session(
@@ -161,6 +161,7 @@ class TrainingJobs:
             session_name="SageMaker",
             human=session.human or session.principal_arn,
             account=session.account,
+            source_arn=job_arn,
         )
 
 
