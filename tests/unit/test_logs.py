@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from honmaru.core.errors import AccessDenied, Conflict, NotFound, ValidationFault
 from honmaru.ports.logs import LogEvent
 from honmaru.security.guard import GuardedRecords
-from honmaru.services.logs import Logs, LogStore
+from honmaru.services.logs import Logs, LogStore, reading
 from honmaru.services.logs.patterns import compiled
 from honmaru.services.logs.retention import Retention
 from honmaru.testing.keep import Keep, quick_directory, session
@@ -347,3 +347,34 @@ def test_following_a_long_stream_reads_its_end_only(desk: Desk, monkeypatch: pyt
     assert messages(found) == ["62", "63"]
     assert reads.count("log-chunk") < 12
     assert len(messages(desk.ask("filter_log_events", logGroupName="g"))) == 65
+
+
+def test_one_call_looks_at_a_bounded_number_of_events(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "SCAN_EVENTS", 7)
+    now = int(desk.keep.clock.now().timestamp() * 1000)
+    for stream in ("a", "b", "c"):
+        for number in range(10):  # times that go forth and back
+            desk.write(f"{stream}{number}", stream=stream, at=now + (number * 7) % 10)
+    found: list[str] = []
+    pages = 0
+    token: dict[str, str] = {}
+    while True:
+        answer = desk.ask("filter_log_events", logGroupName="g", filterPattern="?3 ?9", **token)
+        found += messages(answer)
+        pages += 1
+        if not answer["nextToken"]:
+            break
+        token = {"nextToken": answer["nextToken"]}
+    assert sorted(found) == ["a3", "a9", "b3", "b9", "c3", "c9"]
+    assert 4 <= pages <= 6
+
+
+@given(st.sampled_from("{["), st.text(alphabet='$.ab01=!<>&|()[]"%*, ISNULTRE-', max_size=40), st.text(max_size=20))
+def test_no_pattern_of_members_or_columns_breaks_the_parser(opening: str, inside: str, message: str) -> None:
+    try:
+        matches = compiled(opening + inside + {"{": "}", "[": "]"}[opening])
+    except ValidationFault:
+        return
+    assert matches(message) in (True, False)
+    assert matches('{"a": [{"b": 1}], "ab": null}') in (True, False)
+    matches.values(message)

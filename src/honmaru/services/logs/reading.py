@@ -5,6 +5,7 @@ Invariants:
   stream the same token comes back, and used again later it gives what was appended meanwhile.
 - A page holds at most `limit` events and about 1 MiB.
 - FilterLogEvents goes over all streams of a group in order of time, then stream, then place; its token is such a key.
+- One call looks at a bounded number of events: a page may be short, or empty, and still lead on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from honmaru.services.logs.store import LogStore, StoredEvent, event_id, name_of
 
 PAGE_EVENTS = 10_000
 PAGE_BYTES = 1 << 20
+SCAN_EVENTS = 100_000
+"""Events that one call looks at, at most."""
+
 Request = Mapping[str, Any]
 
 
@@ -33,7 +37,8 @@ def get(store: LogStore, records: GuardedRecords, stream: Record, request: Reque
     end = int(stream.body["events"])
     if forward:
         start = min(place or 0, end)
-        shown, scanned = _page(store.events(records, stream, start), request, limit)
+        events = store.events(records, stream, start, since_ms=request.get("startTime"))
+        shown, scanned = _page(events, request, limit)
         after = scanned + 1 if scanned is not None else start
         before = shown[0].place if shown else start
     else:
@@ -58,18 +63,23 @@ def filtered(store: LogStore, records: GuardedRecords, streams: list[Record], re
     matches = compiled(request.get("filterPattern") or "")
     last = _key(str(request["nextToken"])) if request.get("nextToken") else None
     start, end = request.get("startTime"), request.get("endTime")
+    since = start if last is None else max(int(start or 0), last[0])
     timely = [stream for stream in streams if _may_hold(stream, start, end)]
-    merged = heapq.merge(*(_keyed(store, records, stream, start) for stream in timely), key=lambda item: item[0])
+    merged = heapq.merge(*(_keyed(store, records, stream, since) for stream in timely), key=lambda item: item[0])
     found: list[dict[str, Any]] = []
-    size = 0
+    size = scanned = 0
     token: str | None = None
-    shown: tuple[int, str, int] | None = None
+    seen: tuple[int, str, int] | None = None
     for key, stream, event in merged:
-        if (last is not None and key <= last) or not _in_time(event, request) or not matches(event.message):
+        if last is not None and key <= last:
             continue
-        if len(found) == limit or size > PAGE_BYTES:
-            token = write_place(*shown) if shown is not None else None
+        if scanned == SCAN_EVENTS or len(found) == limit or size > PAGE_BYTES:
+            token = write_place(*seen) if seen is not None else None
             break
+        seen = key
+        scanned += 1
+        if not _in_time(event, request) or not matches(event.message):
+            continue
         found.append(
             {
                 "logStreamName": name_of(stream),
@@ -80,7 +90,6 @@ def filtered(store: LogStore, records: GuardedRecords, streams: list[Record], re
             }
         )
         size += len(event.message) + 26
-        shown = key
     searched = [{"logStreamName": name_of(stream), "searchedCompletely": token is None} for stream in streams]
     return {"events": found, "searchedLogStreams": searched, "nextToken": token}
 
@@ -90,12 +99,12 @@ def _page(events: Iterable[StoredEvent], request: Request, limit: int) -> tuple[
     found: list[StoredEvent] = []
     size = 0
     scanned: int | None = None
-    for event in events:
+    for count, event in enumerate(events, start=1):
         scanned = event.place
         if _in_time(event, request):
             found.append(event)
             size += len(event.message) + 26
-        if len(found) >= limit or size > PAGE_BYTES:
+        if len(found) >= limit or size > PAGE_BYTES or count == SCAN_EVENTS:
             break
     return found, scanned
 
