@@ -70,6 +70,11 @@ def test_an_enclave_is_sealed_opened_by_two_of_three_people_and_rotated(tmp_path
         assert answers(enclave)
         kms = enclave.client("kms", "admin", "SECRET")
         assert kms.decrypt(CiphertextBlob=blob)["Plaintext"] == b"before"
+        kept = {path.name for path in (enclave.data / "keys").rglob("*") if path.is_file()}
+        assert {"signing.key.sealed", "tail.key.sealed", "ca.key.pem.sealed", "root.sealed"} <= kept
+        assert not {"signing.key", "tail.key", "ca.key.pem", "root.key"} & kept
+        made = honmaru("backup", "--to", str(tmp_path / "sealed.hmb"), data=enclave.data, stdin="a long passphrase\n")
+        assert made.returncode == 0, made.stderr
         rotated = honmaru("crypto", "rotate", data=enclave.data)
         assert "under a new root key" in rotated.stdout, rotated.stderr
         assert kms.decrypt(CiphertextBlob=blob)["Plaintext"] == b"before"
@@ -93,6 +98,21 @@ def test_an_enclave_is_sealed_opened_by_two_of_three_people_and_rotated(tmp_path
         assert {"lock": "shares", "failures": 1} in [event["honmaru"]["details"] for event in found]
     finally:
         enclave.down()
+    refused = honmaru("backup", "--to", str(tmp_path / "no.hmb"), data=enclave.data, stdin="a long passphrase\n")
+    assert "start and unseal" in refused.stderr
+    # The backup is sealed as the enclave was: the same people open what is restored, with the root key of that time.
+    restored = LiveEnclave(tmp_path / "restored")
+    source = str(tmp_path / "sealed.hmb")
+    assert honmaru("restore", "--from", source, data=restored.data, stdin="a long passphrase\n").returncode == 0
+    up_sealed(restored)
+    try:
+        for share in shares[:2]:
+            honmaru("unseal", data=restored.data, stdin=f"{share}\n")
+        assert answers(restored)
+        kms = restored.client("kms", "admin", "SECRET")
+        assert kms.decrypt(CiphertextBlob=blob)["Plaintext"] == b"before"
+    finally:
+        restored.down()
 
 
 def test_the_inventory_is_printed_both_ways() -> None:

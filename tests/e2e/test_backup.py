@@ -194,7 +194,8 @@ def written(files: dict[str, bytes], signer: Signer) -> bytes:
 
 @pytest.mark.usefixtures("_quick_argon2")
 def test_only_the_enclaves_own_key_signs_and_paths_stay_inside() -> None:
-    seed = os.urandom(32)
+    signer = Signer(os.urandom(32))
+    line = signer.verifier.line("honmaru/x").encode()
 
     def read(content: bytes) -> list[str]:
         reader = BackupReader(io.BytesIO(content), PASSPHRASE)
@@ -204,15 +205,18 @@ def test_only_the_enclaves_own_key_signs_and_paths_stay_inside() -> None:
             list(entry.chunks)
         return paths
 
-    files = {"enclave.json": b"{}", "keys/ledger/signing.key": seed}
-    assert read(written(files, Signer(seed))) == list(files)
+    files = {"enclave.json": b"{}", "ledger/u/public-key": line, "ledger/s/public-key": line}
+    assert read(written(files, signer)) == list(files)
     with pytest.raises(IntegrityFault, match="not signed"):
         read(written(files, Signer(os.urandom(32))))
-    with pytest.raises(IntegrityFault, match="no ledger key"):
-        read(written({"enclave.json": b"{}"}, Signer(seed)))
+    with pytest.raises(IntegrityFault, match="no ledger"):
+        read(written({"enclave.json": b"{}"}, signer))
+    other = Signer(os.urandom(32)).verifier.line("honmaru/x").encode()
+    with pytest.raises(IntegrityFault, match="not signed"):
+        read(written({**files, "ledger/t/public-key": other}, signer))
     for path in ("../x", "/etc/passwd", "keys/../../x", "keys/.hidden", "run/operator.sock", "keys//x", "keys/"):
         with pytest.raises(IntegrityFault, match="no place"):
-            written({path: b""}, Signer(seed))
+            written({path: b""}, signer)
 
 
 class Void(io.RawIOBase):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from honmaru import __version__
-from honmaru.app.backup_format import SIGNING_KEY, BackupReader, BackupWriter, Manifest
+from honmaru.app.backup_format import BackupReader, BackupWriter, Manifest
 from honmaru.core.errors import ConfigurationFault, IntegrityFault
 from honmaru.security.crypto.keyring import Keyring
 from honmaru.security.crypto.secret_files import sync_directory
@@ -56,7 +56,7 @@ def back_up(data: Path, target: Path, passphrase: str, enclave: Enclave | None =
     try:
         lengths = _staged(data, stage, enclave)
         facts = json.loads((stage / "enclave.json").read_text())
-        signer = Signer((stage / SIGNING_KEY).read_bytes())
+        signer = enclave.ledger.signer if enclave else _signer(data)
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             writer = BackupWriter(file, passphrase, os.urandom)
@@ -94,7 +94,7 @@ def _staged(data: Path, stage: Path, enclave: Enclave | None) -> dict[str, int]:
     _link_tree(data / "tls", stage / "tls", lambda _: True)
     lengths: dict[str, int] = {}
     (stage / "keys" / "ledger").mkdir(mode=0o700)
-    for path in (data / "keys" / "ledger").glob("*.key"):
+    for path in (data / "keys" / "ledger").glob("*.key*"):
         _link(path, stage / "keys" / "ledger" / path.name)
     (stage / "ledger").mkdir(mode=0o700)
     for directory in sorted(path for path in (data / "ledger").iterdir() if path.is_dir()):
@@ -106,6 +106,14 @@ def _staged(data: Path, stage: Path, enclave: Enclave | None) -> dict[str, int]:
             for segment in (directory / "tail").glob("*"):
                 lengths[f"ledger/{directory.name}/tail/{segment.name}"] = segment.stat().st_size
     return lengths
+
+
+def _signer(data: Path) -> Signer:
+    """The ledger's key of an enclave that is down."""
+    path = data / "keys" / "ledger" / "signing.key"
+    if not path.exists():
+        raise ConfigurationFault(["the ledger's key is sealed: start and unseal the enclave, then back it up"])
+    return Signer(path.read_bytes())
 
 
 def _copy_database(source: Path, target: Path) -> None:

@@ -8,7 +8,7 @@ enclave; the signature is the ledger key's (ML-DSA-87) over it.
 
 Invariants:
 - Nothing of a backup is believed before all of it was read: each segment opens, the digest is the manifest's, and the
-  key that signed the manifest is the ledger key inside the backup.
+  key that signed the manifest is the one whose public half every log inside the backup states.
 - A path leads below the data directory and into one of its known places.
 """
 
@@ -28,9 +28,10 @@ from honmaru.security.crypto import locks
 from honmaru.security.crypto.sealed_stream import OpeningReader, SealingWriter
 from honmaru.security.ledger.checkpoints import Signer, Verifier
 
-SIGNING_KEY = "keys/ledger/signing.key"
+_PUBLIC_KEY = re.compile(r"ledger/[^/]+/public-key")
 _MAGIC = b"HMBK1"
 _CHUNK = 1 << 20
+_LINE = 1 << 14
 _CONTEXT = b"honmaru backup v1"
 _PLACES = re.compile(
     r"(enclave\.json|environments\.json|engines\.json|records\.sqlite|(blobs|keys|ledger|tls)(/[A-Za-z0-9][A-Za-z0-9._+-]*)+)"
@@ -133,7 +134,7 @@ class BackupReader:
         """Every file, in order; at the end the manifest and its signature have been checked."""
         digest = hashlib.sha384()
         entries = total = 0
-        signing_key = b""
+        signers: dict[str, Verifier] = {}
         while True:
             length = int.from_bytes(self._stream.read(4), "big")
             if length > 1 << 16:
@@ -142,17 +143,18 @@ class BackupReader:
             try:
                 stated = orjson.loads(header)
                 if "manifest" in stated:
-                    self._check_end(stated, digest, entries, total, signing_key)
+                    self._check_end(stated, digest, entries, total, signers)
                     return
                 path, size = str(stated["path"]), int(stated["size"])
             except (ValueError, KeyError, TypeError):
                 raise IntegrityFault("an entry of the backup is damaged") from None
             _check_path(path)
             content = hashlib.sha384()
-            kept: list[bytes] | None = [] if path == SIGNING_KEY else None
+            kept: list[bytes] | None = [] if _PUBLIC_KEY.fullmatch(path) and size < _LINE else None
             yield Entry(path, size, self._chunks(size, content, kept))
             if kept is not None:
-                signing_key = b"".join(kept)
+                verifier = _verifier(b"".join(kept))
+                signers[verifier.fingerprint] = verifier
             digest.update(length.to_bytes(4, "big") + header + content.digest())
             entries += 1
             total += size
@@ -166,19 +168,27 @@ class BackupReader:
                 kept.append(chunk)
             yield chunk
 
-    def _check_end(self, stated: dict[str, Any], digest: Any, entries: int, total: int, signing_key: bytes) -> None:
+    def _check_end(
+        self, stated: dict[str, Any], digest: Any, entries: int, total: int, signers: dict[str, Verifier]
+    ) -> None:
         manifest = Manifest(**stated["manifest"])
         if (manifest.entries, manifest.size, manifest.digest) != (entries, total, digest.hexdigest()):
             raise IntegrityFault("the backup does not hold what its manifest says")
-        if not signing_key:
-            raise IntegrityFault("the backup holds no ledger key")
-        verifier: Verifier = Signer(signing_key).verifier
-        if verifier.fingerprint != manifest.signer or not verifier.holds(
-            base64.b64decode(stated["signature"]), _signed(manifest), _CONTEXT
-        ):
+        if not signers:
+            raise IntegrityFault("the backup holds no ledger")
+        verifier = signers.get(manifest.signer)
+        signature = base64.b64decode(stated["signature"])
+        if verifier is None or len(signers) > 1 or not verifier.holds(signature, _signed(manifest), _CONTEXT):
             raise IntegrityFault("the backup is not signed by the ledger key of its enclave")
         self._stream.end()
         self.manifest = manifest
+
+
+def _verifier(line: bytes) -> Verifier:
+    try:
+        return Verifier.of_line(line.decode())
+    except (ValueError, IndexError):
+        raise IntegrityFault("a log of the backup states no key") from None
 
 
 def _signed(manifest: Manifest) -> bytes:

@@ -108,11 +108,13 @@ class Enclave:
         self.partition = partition_of(self.region)
         keys = data / "keys"
         private_directory(keys)
-        self.ledger = Ledger(data / "ledger", heads=keys / "ledger", clock=self.clock, secret=self.ids.secret)
         self.records = SqlRecordStore(settings.database or f"sqlite:///{data / 'records.sqlite'}")
         self.blobs = ObstoreBlobStore(settings.blobs or str(data / "blobs"))
         keyring = self.keyring = Keyring(ring_of(data), self.ids.secret, unsealed.key if unsealed else None)
         keyring.check()
+        self.ledger = Ledger(
+            data / "ledger", heads=keys / "ledger", clock=self.clock, secret=self.ids.secret, kept=keyring.kept
+        )
         self.guard = Guard(self.records, self.blobs, keyring, self.ledger, self.clock, self.ids)
         self.identity = Identity(
             self.guard,
@@ -301,7 +303,9 @@ class Enclave:
             self.hosts = service_hosts(self.region, SERVICES)
             names += certificate_names(self.hosts)
         if not settings.http:
-            self.tls = ensure_server_tls(keys, data / "tls", region=self.region, now=self.clock.now(), names=names)
+            self.tls = ensure_server_tls(
+                keys, data / "tls", region=self.region, now=self.clock.now(), names=names, kept=keyring.kept
+            )
         self.port = settings.port
         self.started = self.clock.now()
         self.stopping = threading.Event()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import datetime
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,7 +93,13 @@ def _builder(
 
 
 def ensure_server_tls(
-    keys: Path, published: Path, *, region: str, now: datetime.datetime, names: Sequence[str] = LOOPBACK_NAMES
+    keys: Path,
+    published: Path,
+    *,
+    region: str,
+    now: datetime.datetime,
+    names: Sequence[str] = LOOPBACK_NAMES,
+    kept: Callable[[Path, Callable[[], bytes]], bytes] = read_or_create,
 ) -> ServerTls:
     """Make or load the CA and a current server certificate for `names`.
 
@@ -101,11 +107,12 @@ def ensure_server_tls(
         keys: directory of private keys (0700).
         published: directory of the certificates, which are not secret.
         now: aware UTC.
+        kept: keeps the CA's private key; the server's must lie in a plain file, for that is how it is read.
     Raises:
         ConfigurationFault: a key file is readable by others.
     """
     published.mkdir(parents=True, exist_ok=True)
-    ca_key = _load(read_or_create(keys / "ca.key.pem", _new_key))
+    ca_key = _load(kept(keys / "ca.key.pem", _new_key))
     ca_path, leaf_path = published / "ca.pem", published / "server.pem"
     organisation = x509.NameAttribute(NameOID.ORGANIZATION_NAME, "honmaru enclave")
     ca_name = x509.Name([organisation, x509.NameAttribute(NameOID.COMMON_NAME, f"honmaru private CA {region}")])

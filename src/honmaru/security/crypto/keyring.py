@@ -29,12 +29,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from honmaru.core.errors import ConfigurationFault, IntegrityFault
 from honmaru.security.crypto.root_key import RootKey
-from honmaru.security.crypto.secret_files import read_secret, replace_secret
+from honmaru.security.crypto.secret_files import forget_secret, read_or_create, read_secret, replace_secret
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 _MAGIC = b"HMK2"
+_OWN = "enclave"
+"""Stands for the enclave itself where a key belongs to an account."""
 _KEK = b"honmaru kek 1"
 _WRAP = b"honmaru wrap 1"
 _SEAL = b"honmaru seal 1"
@@ -139,6 +141,24 @@ class Keyring:
             if self._root.load_next() is not None:
                 self._finish_rotation()
             yield
+
+    def kept(self, path: Path, make: Callable[[], bytes]) -> bytes:
+        """A secret of the enclave's own in a file, made where there is none: as `read_or_create`, and once the root key
+        is sealed, sealed too (`<name>.sealed`); the plain file goes then."""
+        sealed_path = path.with_name(f"{path.name}.sealed")
+        context = path.name.encode()
+        try:
+            secret = self.open(_OWN, "", read_secret(sealed_path), context)
+        except FileNotFoundError:
+            if self._root.lock is None:
+                return read_or_create(path, make)
+            try:
+                secret = read_secret(path)
+            except FileNotFoundError:
+                secret = make()
+            replace_secret(sealed_path, self.seal(_OWN, "", secret, context))
+        forget_secret(path)
+        return secret
 
     def rotate(self) -> int:
         """Seal every KEK under a new root key, and forget the old one; returns how many KEKs.

@@ -25,7 +25,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from honmaru.core.errors import ConfigurationFault, IntegrityFault
 from honmaru.security.crypto.locks import KEY_BYTES, Lock
-from honmaru.security.crypto.secret_files import private_directory, read_secret, replace_secret, sync_directory
+from honmaru.security.crypto.secret_files import (
+    forget_secret,
+    private_directory,
+    read_secret,
+    replace_secret,
+    sync_directory,
+)
 
 PLAIN, SEALED, NEXT = "root.key", "root.sealed", "root.next"
 _NONCE = 12
@@ -115,24 +121,14 @@ class RootKey:
             self._unlocking = unlocking
             if self._opened(SEALED) != key:
                 raise IntegrityFault("the sealed root key does not read back as it was")
-            self._forget_plain()
+            forget_secret(self._directory / PLAIN)
 
     def check(self) -> None:
         """Raises as `load` does. Finishes a sealing that was cut short."""
         with self.held():
             self.load()
             if self.lock is not None:
-                self._forget_plain()
-
-    def _forget_plain(self) -> None:
-        path = self._directory / PLAIN
-        with contextlib.suppress(FileNotFoundError):
-            with path.open("r+b") as file:  # what lay there; a copy-on-write disk may keep it all the same
-                file.write(self._secret(KEY_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            path.unlink()
-            sync_directory(self._directory)
+                forget_secret(self._directory / PLAIN)
 
     def _key(self) -> bytes:
         if self._unlocking is None:

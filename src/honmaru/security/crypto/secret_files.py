@@ -59,6 +59,20 @@ def replace_secret(path: Path, secret: bytes) -> None:
     sync_directory(path.parent)
 
 
+def forget_secret(path: Path) -> None:
+    """Overwrite a secret and remove its file; a missing one is no error. A copy-on-write disk may keep it even so."""
+    try:
+        size = path.stat().st_size
+        with path.open("r+b") as file:
+            file.write(os.urandom(size))
+            file.flush()
+            os.fsync(file.fileno())
+        path.unlink()
+    except FileNotFoundError:
+        return
+    sync_directory(path.parent)
+
+
 def _draft(path: Path, secret: bytes) -> Path:
     """A durable file of mode 0600 beside `path`."""
     if not secret:

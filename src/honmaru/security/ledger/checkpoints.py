@@ -68,10 +68,15 @@ class Verifier:
     def stored(path: Path) -> Verifier:
         """The key in a log's `public-key` file. Raises IntegrityFault."""
         try:
-            raw = base64.b64decode(path.read_text().strip().split("+", 2)[2], validate=True)
-            return Verifier(raw.removeprefix(_TYPE))
+            return Verifier.of_line(path.read_text())
         except (OSError, ValueError, IndexError) as error:
             raise IntegrityFault(f"{path} does not hold an ML-DSA-87 verifier key: {error}") from error
+
+    @staticmethod
+    def of_line(line: str) -> Verifier:
+        """The key in a signed-note verifier key line (`line`). Raises ValueError or IndexError."""
+        raw = base64.b64decode(line.strip().split("+", 2)[2], validate=True)
+        return Verifier(raw.removeprefix(_TYPE))
 
     def origin(self, token: str) -> str:
         """Name of a label's log, unique among enclaves."""

@@ -44,10 +44,12 @@ class Ledger:
         clock: Clock,
         secret: Callable[[int], bytes],
         heads: Path | None = None,
+        kept: Callable[[Path, Callable[[], bytes]], bytes] = read_or_create,
     ) -> None:
         """Open the ledger in `directory`, recovering every log in it.
 
         `heads` holds the keys and heads; by default `keys/ledger` beside `directory`. `secret` makes random bytes.
+        `kept` keeps a secret in a file (`Keyring.kept`, where the root key may be sealed).
         Raises IntegrityFault when a log does not extend what was signed before, ConfigurationFault when another
         process has the ledger open or its files are open to others.
         """
@@ -59,8 +61,8 @@ class Ledger:
         self._news = threading.Event()
         self._lock_file = _lock(self._heads / "lock")
         try:
-            self.signer = Signer(read_or_create(self._heads / "signing.key", lambda: secret(32)))
-            self._tail_key = read_or_create(self._heads / "tail.key", lambda: secret(48))
+            self.signer = Signer(kept(self._heads / "signing.key", lambda: secret(32)))
+            self._tail_key = kept(self._heads / "tail.key", lambda: secret(48))
             self._logs: dict[str, Log] = {}
             for label in self._stored_labels():
                 log = self._logs[label.canonical] = self._make(label)
