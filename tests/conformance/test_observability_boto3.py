@@ -433,3 +433,28 @@ def test_what_was_acknowledged_survives_kill_9(enclave: LiveEnclave) -> None:
     points = watch.get_metric_statistics(Namespace="Kept", MetricName="m", Period=60, Statistics=["Sum"], **span)
     assert sum(point["Sum"] for point in points["Datapoints"]) == 10.0
     assert [each["AlarmName"] for each in watch.describe_alarms(AlarmNamePrefix="kept")["MetricAlarms"]] == ["kept"]
+
+
+@pytest.mark.skipif(
+    not os.environ.get("HONMARU_OBSERVABILITY"), reason="an enclave of its own: make test-observability"
+)
+def test_spans_of_a_live_enclave_lie_in_a_folder_of_their_label(tmp_path: Path) -> None:
+    live = LiveEnclave(tmp_path / "data").up("--traces", "files")
+    try:
+        for label in (LOW, "SECRET"):
+            live.client("sts", "admin", label).get_caller_identity()
+            with pytest.raises(ClientError):
+                live.client("logs", "admin", label).describe_log_streams(logGroupName="/none")
+        live.down()
+        found: dict[str, set[str]] = {}
+        for file in (tmp_path / "data" / "traces").glob("*/*.jsonl"):
+            for line in file.read_text().splitlines():
+                for spans in json.loads(line)["resourceSpans"]:
+                    marks = {each["key"]: each["value"]["stringValue"] for each in spans["resource"]["attributes"]}
+                    names = {each["name"] for scope in spans["scopeSpans"] for each in scope["spans"]}
+                    found.setdefault(f"{file.parent.name} {marks['honmaru.label']}", set()).update(names)
+        assert len({name.split(" ")[0] for name in found}) == len(found) == 2
+        for names in found.values():
+            assert {"sts.GetCallerIdentity", "logs.DescribeLogStreams", "authorize", "dispatch", "record"} <= names
+    finally:
+        live.down()

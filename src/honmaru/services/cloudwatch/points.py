@@ -33,6 +33,13 @@ class Point:
         return Point(count, value * count, value, value, ((value, count),))
 
     @staticmethod
+    def of_many(pairs: Sequence[tuple[float, float]]) -> Point:
+        """(value, count) pairs, at least one."""
+        counts, values = [count for _, count in pairs], [value for value, _ in pairs]
+        total = math.fsum(value * count for value, count in pairs)
+        return Point(math.fsum(counts), total, min(values), max(values), _bounded(pairs))
+
+    @staticmethod
     def statistics(count: float, total: float, low: float, high: float) -> Point:
         """A statistic set."""
         known = low == high or count == 1

@@ -36,7 +36,7 @@ def put(call: Call, store: MetricStore, request: Mapping[str, Any]) -> dict[str,
         raise missing("The parameter MetricData is required.")
     if len(data) > MAX_METRICS:
         raise invalid(f"The collection MetricData must not have a size greater than {MAX_METRICS}.")
-    samples = [sample for place, datum in enumerate(data, start=1) for sample in _samples(datum, call.now, place)]
+    samples = [_sample(datum, call.now, place) for place, datum in enumerate(data, start=1)]
     store.put_samples(call.session, namespace, samples)
     call.details["metrics"] = len(data)
     return {}
@@ -60,7 +60,7 @@ def dimensions(given: Any) -> Dimensions:
     return tuple(sorted(pairs))
 
 
-def _samples(datum: Mapping[str, Any], now: datetime, place: int) -> list[Sample]:
+def _sample(datum: Mapping[str, Any], now: datetime, place: int) -> Sample:
     where = f"MetricData.member.{place}"
     at = datum.get("Timestamp") or now
     if at < now - _OLDEST or at > now + _AHEAD:
@@ -75,17 +75,17 @@ def _samples(datum: Mapping[str, Any], now: datetime, place: int) -> list[Sample
         raise invalid(f"The parameter {where}.StorageResolution must be 1 or 60.")
     unit = datum.get("Unit") or "None"
     identity = dimensions(datum.get("Dimensions"))
-    return [Sample(datum["MetricName"], identity, at, point, unit, resolution) for point in _points(datum, where)]
+    return Sample(datum["MetricName"], identity, at, _point(datum, where), unit, resolution)
 
 
-def _points(datum: Mapping[str, Any], where: str) -> list[Point]:
+def _point(datum: Mapping[str, Any], where: str) -> Point:
     value, values, statistics = datum.get("Value"), datum.get("Values"), datum.get("StatisticValues")
     if sum(each is not None for each in (value, values, statistics)) != 1:
         if value is None and values is None and statistics is None:
             raise missing(f"At least one of the parameters must be specified: {where}.Value, Values, StatisticValues.")
         raise contradictory(f"The parameters {where}.Value, Values and StatisticValues are mutually exclusive.")
     if value is not None:
-        return [Point.of(_number(value, f"{where}.Value"))]
+        return Point.of(_number(value, f"{where}.Value"))
     if statistics is not None:
         count, total, low, high = (
             _number(statistics[name], f"{where}.StatisticValues.{name}")
@@ -93,19 +93,19 @@ def _points(datum: Mapping[str, Any], where: str) -> list[Point]:
         )
         if count <= 0 or low > high:
             raise invalid(f"The parameter {where}.StatisticValues needs SampleCount > 0 and Minimum <= Maximum.")
-        return [Point.statistics(count, total, low, high)]
+        return Point.statistics(count, total, low, high)
     counts = datum.get("Counts")
     if not values or len(values) > MAX_VALUES:
         raise invalid(f"The collection {where}.Values must have 1 to {MAX_VALUES} members.")
     if counts is not None and len(counts) != len(values):
         raise invalid(f"The parameters {where}.Values and {where}.Counts must be of the same size.")
-    pairs = zip(values, counts or [1.0] * len(values), strict=True)
-    points = []
-    for each, count in pairs:
-        if _number(count, f"{where}.Counts") <= 0:
-            raise invalid(f"The parameter {where}.Counts must be greater than 0.")
-        points.append(Point.of(_number(each, f"{where}.Values"), count))
-    return points
+    pairs = [
+        (_number(each, f"{where}.Values"), _number(count, f"{where}.Counts"))
+        for each, count in zip(values, counts or [1.0] * len(values), strict=True)
+    ]
+    if any(count <= 0 for _, count in pairs):
+        raise invalid(f"The parameter {where}.Counts must be greater than 0.")
+    return Point.of_many(pairs)
 
 
 def _number(value: float, where: str) -> float:
