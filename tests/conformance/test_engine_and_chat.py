@@ -142,3 +142,36 @@ def test_declarations_with_mistakes_are_refused(live: LiveEnclave) -> None:
     done = honmaru(live, "engine", "add", "nodot", "--url", "http://127.0.0.1:1")
     assert done.returncode == 1 and "provider.model" in done.stderr
     assert MODEL in honmaru(live, "engine", "list").stdout
+
+
+def test_a_managed_prompt_is_rendered_versioned_and_labelled(live: LiveEnclave) -> None:
+    agent = live.client("bedrock-agent", "alice", "SECRET")
+    text = {"text": "say {{word}} twice", "inputVariables": [{"name": "word"}]}
+    variant = {"name": "v", "templateType": "TEXT", "templateConfiguration": {"text": text}, "modelId": MODEL}
+    variant["inferenceConfiguration"] = {"text": {"maxTokens": 7, "temperature": 0.5}}
+    made = agent.create_prompt(name="twice", variants=[variant], defaultVariant="v")
+    first = agent.create_prompt_version(promptIdentifier=made["id"])
+    assert first["version"] == "1" and first["arn"] == f"{made['arn']}:1"
+    text["text"] = "never mind {{word}}"
+    agent.update_prompt(promptIdentifier=made["id"], name="once", variants=[variant])
+    runtime = live.client("bedrock-runtime", "alice", "SECRET")
+
+    def said(arn: str, **more: Any) -> str:
+        answer = runtime.converse(modelId=arn, promptVariables={"word": {"text": "keep"}}, **more)
+        return str(answer["output"]["message"]["content"][0]["text"])
+
+    assert said(first["arn"]) == "you said: say keep twice" and Echo.asked[-1]["max_tokens"] == 7
+    assert said(made["arn"]) == "you said: never mind keep"
+    for more in ({"inferenceConfig": {"maxTokens": 3}}, {"promptVariables": {}}):
+        with pytest.raises(ClientError, match="ValidationException"):
+            runtime.converse(**{"modelId": made["arn"], "promptVariables": {"word": {"text": "x"}}, **more})
+    assert [one["name"] for one in agent.list_prompts()["promptSummaries"]] == ["once"]
+    versions = agent.list_prompts(promptIdentifier=made["id"])["promptSummaries"]
+    assert sorted(one["version"] for one in versions) == ["1", "DRAFT"]
+    low = live.client("bedrock-agent", "carol", "UNCLASSIFIED")
+    assert low.list_prompts()["promptSummaries"] == []
+    with pytest.raises(ClientError, match="ResourceNotFound"):
+        low.get_prompt(promptIdentifier=made["id"])
+    agent.delete_prompt(promptIdentifier=made["id"])
+    with pytest.raises(ClientError, match="ResourceNotFound"):
+        said(first["arn"])

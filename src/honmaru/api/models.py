@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SERVICES = (
     "bedrock",
+    "bedrock-agent",
     "bedrock-runtime",
     "braket",
     "cloudtrail",

@@ -64,6 +64,7 @@ from honmaru.security.identity.usage import USES_EVERY_S
 from honmaru.security.ledger import Ledger
 from honmaru.security.page_tokens import PageTokens, page_key
 from honmaru.services.bedrock import Bedrock
+from honmaru.services.bedrock_agent import BedrockAgent
 from honmaru.services.bedrock_runtime import BedrockRuntime
 from honmaru.services.cloudtrail import CloudTrail
 from honmaru.services.cloudtrail import delivery as trail_delivery
@@ -224,7 +225,7 @@ class Enclave:
             principal_requests_s=settings.principal_requests_s, account_requests_s=settings.account_requests_s
         )
         carried: tuple[Provider, ...] = (
-            Kms(key_vault),
+            Kms(key_vault, self.ledger),
             Sts(self.identity),
             Iam(self.identity),
             Organizations(self.identity),
@@ -236,6 +237,7 @@ class Enclave:
             Ecr(self.environments),
             ServiceQuotas(NAMES, quotas(self.limits, training_jobs=training.running, cores=capacity.cores)),
             Bedrock(self.identity, wake, self.model_servers, self.ids, self.engines, capacity.cores),
+            BedrockAgent(self.ids),
             BedrockRuntime(self.model_servers, self.clock, self.engines),
             self.quantum.provider(wake),
         )

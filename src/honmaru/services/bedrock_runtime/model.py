@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from honmaru.core.conversation import prompts
 from honmaru.core.errors import EngineFailed, NotFound, NotReady
 from honmaru.deployments.catalog import find_artifact
 from honmaru.ports.models import FoundationModels, ModelArtifact
@@ -31,6 +33,25 @@ async def resolve(call: Call, foundation: FoundationModels, operation: str, iden
         call.authorize(f"bedrock:{operation}", model.arn)
     call.resources.append((model.arn, model.arn_type))
     return model
+
+
+async def rendered(call: Call, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The request that a managed prompt makes; the request itself when its model is no prompt.
+
+    Raises NotFound, AccessDenied, ValidationFault.
+    """
+    mark = f":{call.session.account}:prompt/"
+    if mark not in request["modelId"]:
+        return request
+    identifier = request["modelId"].rpartition("/")[2]
+    name = identifier.removesuffix(":DRAFT")
+    record = await asyncio.to_thread(call.records_of(prompts.SERVICE).get, prompts.PROMPT_KIND, name)
+    arn = call.arn("bedrock", f"prompt/{identifier}")
+    if record is None or arn != request["modelId"]:
+        raise NotFound(f"Could not find prompt {request['modelId']}", code="ResourceNotFoundException")
+    call.authorize("bedrock:RenderPrompt", arn)
+    call.resources.append((arn, "AWS::Bedrock::Prompt"))
+    return prompts.rendered(record.body, request)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from honmaru.core.errors import EngineFailed, ValidationFault
 from honmaru.ports.models import Completion, Delta, FoundationModels, Generation, ModelArtifact, ModelServers, Vectors
 from honmaru.ports.runtime import Clock
 from honmaru.security.calls import Call, Provider, Target
-from honmaru.services.bedrock_runtime.model import modelled, resolve
+from honmaru.services.bedrock_runtime.model import modelled, rendered, resolve
 
 Request = Mapping[str, Any]
 
@@ -41,6 +41,7 @@ class BedrockRuntime(Provider):
         self._servers, self._clock, self._foundation = servers, clock, foundation
 
     async def converse(self, call: Call, request: Request) -> dict[str, Any]:
+        request = await rendered(call, request)
         model = await self._model(call, "InvokeModel", request["modelId"])
         wanted = self._wanted(call, model, request)
         completion, latency_ms = await self._whole(call, model, wanted)
@@ -48,6 +49,7 @@ class BedrockRuntime(Provider):
         return {**answer, **_echo(request)}
 
     async def converse_stream(self, call: Call, request: Request) -> dict[str, Any]:
+        request = await rendered(call, request)
         model = await self._model(call, "InvokeModelWithResponseStream", request["modelId"])
         wanted = self._wanted(call, model, request)
         narration = converse.Narration(request.get("additionalModelResponseFieldPaths"))
