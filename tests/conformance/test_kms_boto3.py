@@ -367,6 +367,17 @@ def test_states(kms: Any) -> None:
     assert kms.decrypt(CiphertextBlob=blob)["Plaintext"] == b"x"
 
 
+def test_the_last_use_is_told_from_the_ledger(kms: Any, low: Any) -> None:
+    key = low.create_key()["KeyMetadata"]["KeyId"]
+    assert "KeyLastUsage" not in low.get_key_last_usage(KeyId=key)
+    blob = low.encrypt(KeyId=key, Plaintext=b"x")["CiphertextBlob"]
+    used = low.get_key_last_usage(KeyId=key)
+    assert used["KeyLastUsage"]["Operation"] == "Encrypt" and used["KeyId"].endswith(key)
+    kms.decrypt(CiphertextBlob=blob)  # a higher session's use is told to nobody below
+    assert low.get_key_last_usage(KeyId=key)["KeyLastUsage"] == used["KeyLastUsage"]
+    assert kms.get_key_last_usage(KeyId=key)["KeyLastUsage"]["Operation"] in ("Encrypt", "Decrypt")
+
+
 def test_rotation_keeps_what_was_sealed(kms: Any) -> None:
     key = kms.create_key()["KeyMetadata"]["KeyId"]
     blobs = []

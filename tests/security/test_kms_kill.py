@@ -32,7 +32,7 @@ from honmaru.testing.keep import Keep, SeededIds, session
 directory, seed = Path(sys.argv[1]), sys.argv[2]
 keep = Keep(directory, ids=SeededIds(seed))
 vault = Vault(keep.keyring, keep.ids)
-kms = Kms(vault)
+kms = Kms(vault, keep.ledger)
 custodian = Custodian(keep.guard, vault, keep.ledger, keep.clock, keep.ids, partition="aws-iso", region="us-iso-east-1")
 lock = threading.Lock()
 
@@ -78,8 +78,8 @@ for marking in ("UNCLASSIFIED", "SECRET"):
 background()
 """
 SABOTAGE = CHILD.replace(
-    "kms = Kms(vault)",
-    "kms = Kms(vault)\nfrom honmaru.security.crypto.root_key import RootKey\n"
+    "kms = Kms(vault, keep.ledger)",
+    "kms = Kms(vault, keep.ledger)\nfrom honmaru.security.crypto.root_key import RootKey\n"
     "real = RootKey.begin\n"
     "def begin(self):\n"
     "    made = real(self)\n"
@@ -131,7 +131,7 @@ def _first_loss(script: str, directory: Path, rounds: int) -> str | None:
 
 
 def _lost(keep: Keep, live: list[tuple[str, str, bytes]], doomed: set[str]) -> str | None:
-    kms = Kms(Vault(keep.keyring, keep.ids))
+    kms = Kms(Vault(keep.keyring, keep.ids), keep.ledger)
     for marking, key, blob in live:
         if key in doomed:
             continue

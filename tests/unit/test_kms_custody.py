@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ class Service:
 
     def __init__(self, keep: Keep) -> None:
         self.keep = keep
-        self.kms = Kms(Vault(keep.keyring, keep.ids))
+        self.kms = Kms(Vault(keep.keyring, keep.ids), keep.ledger)
         self.custodian = Custodian(
             keep.guard, Vault(keep.keyring, keep.ids), keep.ledger, keep.clock, keep.ids,
             partition="aws-iso", region="us-iso-east-1",
@@ -150,3 +151,14 @@ def test_material_of_another_key_does_not_open(service: Service) -> None:
     records.update(one, other.body)
     with pytest.raises(HonmaruError):
         service("encrypt", KeyId=one.name.partition("/")[0], Plaintext=b"x")
+
+
+def test_concurrent_changes_of_one_key_all_count(service: Service) -> None:
+    key = service.key()
+
+    def tag(number: int) -> None:
+        service("tag_resource", KeyId=key, Tags=[{"TagKey": f"k{number}", "TagValue": "v"}])
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(tag, range(18)))
+    assert len(service("list_resource_tags", KeyId=key)["Tags"]) == 18

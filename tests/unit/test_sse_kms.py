@@ -24,7 +24,7 @@ class Site:
     def __init__(self, directory: Path) -> None:
         self.keep = Keep(directory)
         self.vault = Vault(self.keep.keyring, self.keep.ids)
-        self.kms = Kms(self.vault)
+        self.kms = Kms(self.vault, self.keep.ledger)
         self.s3 = S3(self.keep.ids, BucketCommits(KmsKeys(self.vault)))
         self("s3", "create_bucket", Bucket="bucket")
         self.key = self("kms", "create_key")["KeyMetadata"]["KeyId"]

@@ -35,6 +35,7 @@ from honmaru.services.kms.keys import (
     permitted,
     require_kept,
     require_own,
+    revise,
     state_of,
     unsupported,
 )
@@ -129,6 +130,8 @@ def drafted(
 
 def list_all(call: Call, request: Request) -> dict[str, Any]:
     keys = [key for key in call.records.iterate(KEY) if current(key, call.now) is not None]
+    if "SELF" not in (request.get("ResourceOwners") or ["SELF"]):
+        keys = []  # no account shares keys by a resource share
     start, end, marker = page(request, [key.name for key in keys], 100, 1000)
     return lists("Keys", [{"KeyId": key.name, "KeyArn": key.body["arn"]} for key in keys[start:end]], marker)
 
@@ -156,7 +159,7 @@ def update_description(call: Call, request: Request) -> None:
     inside, key = permitted(call, request["KeyId"], "UpdateKeyDescription")
     require_own(key)
     require_kept(key)
-    inside.records.update(key, {**key.body, "description": request["Description"]})
+    revise(inside, key, lambda body: {**body, "description": request["Description"]})
 
 
 def schedule_deletion(call: Call, request: Request) -> dict[str, Any]:

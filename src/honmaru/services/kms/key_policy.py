@@ -20,7 +20,7 @@ from honmaru.core.errors import NotFound, ValidationFault
 from honmaru.security.calls import Call, Resource
 from honmaru.security.guard import Record, Sight
 from honmaru.security.policy import Caller, Effect, PolicyKind, compile_policy
-from honmaru.services.kms.keys import ALIAS, GRANT, KEY, lists, permitted, require_kept, require_own
+from honmaru.services.kms.keys import ALIAS, GRANT, KEY, lists, permitted, require_kept, require_own, revise
 
 DEFAULT_NAME = "default"
 POLICY_LIMIT = 32768
@@ -211,7 +211,7 @@ def put(call: Call, request: Request) -> None:
     require_own(key)
     require_kept(key)
     check(call, key.body["arn"], request["Policy"], bypass=bypass)
-    inside.records.update(key, {**key.body, "policy": request["Policy"]})
+    revise(inside, key, lambda body: {**body, "policy": request["Policy"]})
 
 
 def names(call: Call, request: Request) -> dict[str, Any]:

@@ -16,7 +16,7 @@ Source: AWS KMS developer guide, "Key states of AWS KMS keys", "Key identifiers"
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -28,6 +28,7 @@ from honmaru.security.guard import Record
 
 KEY, ALIAS, GRANT = "key", "alias", "grant"
 ENABLED, DISABLED, PENDING_DELETION, PENDING_IMPORT = "Enabled", "Disabled", "PendingDeletion", "PendingImport"
+_ATTEMPTS = 16
 _KEY_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _ARN = re.compile(r"arn:([a-z-]+):kms:([a-z0-9-]+):([0-9]{12}):(key/.+|alias/.+)")
 
@@ -117,6 +118,23 @@ def allowed(call: Call, name: Named, action: str, context: Mapping[str, Any] | N
         raise missing(arn)
     call.resources.append((arn, "AWS::KMS::Key"))
     return inside, record
+
+
+def revise(inside: Call, key: Record, change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> Record:
+    """The key with `change` made to its body, as it is then: a concurrent change of another part of it is kept.
+
+    Raises AccessDenied for a key that is not at the session's label, NotFound when it went away meanwhile.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            return inside.records.update(key, change(key.body))
+        except Conflict:
+            again = current(inside.records.get(KEY, key.name), inside.now)
+            if again is None:
+                raise missing(key.body["arn"]) from None
+            require_kept(again)
+            key = again
+    raise Conflict("The key is being changed by other requests; try again", code="ConflictException")
 
 
 def current(record: Record | None, now: datetime) -> Record | None:

@@ -22,11 +22,13 @@ from honmaru.services.kms import (
     import_material,
     key,
     key_policy,
+    last_usage,
     rotation,
     signing,
     tags,
 )
 from honmaru.services.kms.keys import ALIAS, GRANT, KEY, permitted, unsupported
+from honmaru.services.kms.last_usage import UsageLog
 from honmaru.services.kms.vault import Vault
 
 Request = Mapping[str, Any]
@@ -46,8 +48,9 @@ class Kms(Provider):
             "CancelKeyDeletion", "CreateAlias", "CreateGrant", "Decapsulate", "Decrypt", "DeleteAlias",
             "DeleteImportedKeyMaterial", "DeriveSharedSecret", "DescribeKey", "DisableKey", "DisableKeyRotation",
             "EnableKey", "EnableKeyRotation", "Encapsulate", "Encrypt", "GenerateDataKey", "GenerateDataKeyPair",
-            "GenerateDataKeyPairWithoutPlaintext", "GenerateDataKeyWithoutPlaintext", "GenerateMac", "GetKeyPolicy",
-            "GetKeyRotationStatus", "GetParametersForImport", "GetPublicKey", "ImportKeyMaterial", "ListGrants",
+            "GenerateDataKeyPairWithoutPlaintext", "GenerateDataKeyWithoutPlaintext", "GenerateMac", "GetKeyLastUsage",
+            "GetKeyPolicy", "GetKeyRotationStatus", "GetParametersForImport", "GetPublicKey", "ImportKeyMaterial",
+            "ListGrants",
             "ListKeyPolicies", "ListKeyRotations", "ListResourceTags", "PutKeyPolicy", "ReEncrypt", "ReplicateKey",
             "RetireGrant", "RevokeGrant", "RotateKeyOnDemand", "ScheduleKeyDeletion", "Sign", "TagResource",
             "UntagResource", "UpdateAlias", "UpdateKeyDescription", "UpdatePrimaryRegion", "Verify", "VerifyMac",
@@ -55,8 +58,9 @@ class Kms(Provider):
     )  # fmt: skip
     """They ask by themselves: see the module."""
 
-    def __init__(self, vault: Vault) -> None:
+    def __init__(self, vault: Vault, ledger: UsageLog) -> None:
         self._vault = vault
+        self._ledger = ledger
 
     def context(self, operation: str, request: Request) -> Mapping[str, Any]:
         """Condition keys of CreateKey; the others ask by themselves."""
@@ -80,6 +84,9 @@ class Kms(Provider):
 
     def describe_key(self, call: Call, request: Request) -> Answer:
         return alias.describe_key(call, request, self._vault)
+
+    def get_key_last_usage(self, call: Call, request: Request) -> Answer:
+        return last_usage.describe(call, request, self._ledger)
 
     def list_keys(self, call: Call, request: Request) -> Answer:
         return key.list_all(call, request)

@@ -27,6 +27,7 @@ from honmaru.services.kms.keys import (
     permitted,
     require_own,
     require_usable,
+    revise,
     spec_of,
     unsupported,
 )
@@ -52,7 +53,7 @@ def enable(call: Call, request: Request) -> None:
     require_own(key)
     require_usable(call, key)
     rotation = {"days": days, "next": (call.now + timedelta(days=days)).isoformat()}
-    inside.records.update(key, {**key.body, "rotation": rotation})
+    revise(inside, key, lambda body: {**body, "rotation": rotation})
 
 
 def disable(call: Call, request: Request) -> None:
@@ -60,7 +61,7 @@ def disable(call: Call, request: Request) -> None:
     _rotatable(key, automatic=True)
     require_own(key)
     require_usable(call, key)
-    inside.records.update(key, {**key.body, "rotation": None})
+    revise(inside, key, lambda body: {**body, "rotation": None})
 
 
 def status(call: Call, request: Request) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from honmaru.core.errors import QuotaExceeded, ValidationFault
 from honmaru.core.labels import Label
 from honmaru.core.sessions import Session
 from honmaru.security.calls import Call
-from honmaru.services.kms.keys import lists, page, permitted, require_kept, require_own
+from honmaru.services.kms.keys import lists, page, permitted, require_kept, require_own, revise
 
 _LIMIT = 50
 _LABEL_TAG = "honmaru:label"
@@ -46,10 +46,14 @@ def tag(call: Call, request: Request) -> None:
     inside, key = permitted(call, request["KeyId"], "TagResource", context)
     require_own(key)
     require_kept(key)
-    tags = {**key.body["tags"], **added}
-    if len(tags) > _LIMIT:
-        raise QuotaExceeded("Too many tags", code="LimitExceededException")
-    inside.records.update(key, {**key.body, "tags": tags})
+
+    def change(body: Mapping[str, Any]) -> Mapping[str, Any]:
+        tags = {**body["tags"], **added}
+        if len(tags) > _LIMIT:
+            raise QuotaExceeded("Too many tags", code="LimitExceededException")
+        return {**body, "tags": tags}
+
+    revise(inside, key, change)
 
 
 def untag(call: Call, request: Request) -> None:
@@ -57,8 +61,11 @@ def untag(call: Call, request: Request) -> None:
     inside, key = permitted(call, request["KeyId"], "UntagResource", {"aws:TagKeys": list(gone)})
     require_own(key)
     require_kept(key)
-    tags = {name: value for name, value in key.body["tags"].items() if name not in gone}
-    inside.records.update(key, {**key.body, "tags": tags})
+
+    def change(body: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**body, "tags": {name: value for name, value in body["tags"].items() if name not in gone}}
+
+    revise(inside, key, change)
 
 
 def list_all(call: Call, request: Request) -> dict[str, Any]:
