@@ -246,8 +246,10 @@ def test_roles_with_external_ids_sources_tags_and_session_policies(enclave: Live
 def test_older_sessions_of_a_role_are_revoked_by_a_policy(enclave: LiveEnclave, iam: Any, sts: Any) -> None:
     role = iam.create_role(RoleName="revoked", AssumeRolePolicyDocument=json.dumps(ANYBODY))["Role"]["Arn"]
     iam.put_role_policy(RoleName="revoked", PolicyName="own", PolicyDocument=document(allow("iam:ListUsers")))
+    assert iam.get_role(RoleName="revoked")["Role"]["RoleLastUsed"] == {}
     session = signed_in(enclave, "iam", sts.assume_role(RoleArn=role, RoleSessionName="one")["Credentials"])
     assert session.list_users()["Users"]
+    assert iam.get_role(RoleName="revoked")["Role"]["RoleLastUsed"]["Region"] == enclave.region
     older = {"DateLessThan": {"aws:TokenIssueTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 1))}}
     deny = {"Effect": "Deny", "Action": "*", "Resource": "*", "Condition": older}
     iam.put_role_policy(RoleName="revoked", PolicyName="AWSRevokeOlderSessions", PolicyDocument=document(deny))

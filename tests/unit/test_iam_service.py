@@ -266,7 +266,7 @@ def test_roles_from_creation_to_deletion(account: Account, admin: Session) -> No
     role = account(admin, "CreateRole", RoleName="job", AssumeRolePolicyDocument=TRUST, Description="d")["Role"]
     assert role["RoleId"].startswith("AROA") and role["MaxSessionDuration"] == 3600
     assert json.loads(unquote(role["AssumeRolePolicyDocument"])) == json.loads(TRUST)
-    assert account(admin, "GetRole", RoleName="job")["Role"] == role
+    assert account(admin, "GetRole", RoleName="job")["Role"] == {**role, "RoleLastUsed": {}}
     assert [r["RoleName"] for r in account(admin, "ListRoles")["Roles"]] == ["job"]
     refused("EntityAlreadyExists", lambda: account(admin, "CreateRole", RoleName="job", AssumeRolePolicyDocument=TRUST))
     for text in (ALLOW, "{", json.dumps({"Statement": []})):

@@ -303,6 +303,7 @@ class HybridJob:
             session_name="Braket",
             human=body["human"],
             account=record.account,
+            source_arn=body["arn"],
         )
 
     def _spec(self, record: Record, job_id: str, root: Path, instances: int, volume: int) -> JobSpec:

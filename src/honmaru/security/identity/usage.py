@@ -1,4 +1,4 @@
-"""When keys were last used: noted in memory with each request, written down now and then.
+"""When keys and roles were last used: noted in memory with each request, written down now and then.
 
 Invariants:
 - Noting costs no database and no lock; what a crash loses is at most the last interval.
@@ -27,27 +27,36 @@ class Usage(Part):
     _written: dict[str, datetime]
 
     def note_use(self, session: Session, service: str) -> None:
-        """A long-term key was used for a service."""
-        if session.kind == "user" and not session.issued_s:
-            self._uses[session.access_key_id] = (self.clock.now(), service, session)
+        """A long-term key, or a role, was used for a service."""
+        if session.kind == "assumed-role":
+            self._uses[f"role:{session.principal_id.partition(':')[0]}"] = (self.clock.now(), service, session)
+        elif session.kind == "user" and not session.issued_s:
+            self._uses[f"key:{session.access_key_id}"] = (self.clock.now(), service, session)
 
     def last_use(self, key: Record, at: Label) -> dict[str, Any]:
         """The AccessKeyLastUsed shape of a key, as a session at `at` may know it."""
-        label = Label.decode(key.body["label"])
-        if at.dominates(label):
-            noted = self._uses.get(key.name)
-            if noted is not None:
-                return {"LastUsedDate": noted[0], "ServiceName": noted[1], "Region": noted[2].region}
-            trusted = self.directories.of(key.account).trusted
-            for record in trusted.get(entities.USED, f"key:{key.name}", account=key.account):
-                if at.dominates(record.label):
-                    body = record.body
-                    return {
-                        "LastUsedDate": datetime.fromisoformat(body["at"]),
-                        "ServiceName": body["service"],
-                        "Region": body["region"],
-                    }
-        return {"LastUsedDate": None, "ServiceName": "N/A", "Region": "N/A"}
+        found = self._last(f"key:{key.name}", key.account, at)
+        if found is None:
+            return {"LastUsedDate": None, "ServiceName": "N/A", "Region": "N/A"}
+        return {"LastUsedDate": found[0], "ServiceName": found[1], "Region": found[2]}
+
+    def last_use_of_role(self, role: Record, at: Label) -> dict[str, Any]:
+        """The RoleLastUsed shape of a role, as a session at `at` may know it."""
+        found = self._last(f"role:{role.body['id']}", role.account, at)
+        return {} if found is None else {"LastUsedDate": found[0], "Region": found[2]}
+
+    def _last(self, name: str, account: str, at: Label) -> tuple[datetime, str, str] | None:
+        """(when, service, region) of the newest use by a session that `at` dominates."""
+        noted = self._uses.get(name)
+        if noted is not None and at.dominates(noted[2].label):
+            return noted[0], noted[1], noted[2].region
+        trusted = self.directories.of(account).trusted
+        found = [
+            (datetime.fromisoformat(record.body["at"]), str(record.body["service"]), str(record.body["region"]))
+            for record in trusted.get(entities.USED, name, account=account)
+            if at.dominates(record.label)
+        ]
+        return max(found, default=None)
 
     def write_uses(self) -> None:
         """Write down every use that is newer than what is written. Called in the background."""
@@ -56,11 +65,11 @@ class Usage(Part):
                 continue
             body = {"at": at.isoformat(), "service": service, "region": session.region}
             trusted = self.directories.of(session.account).trusted
-            found = trusted.get(entities.USED, f"key:{key}", account=session.account)
+            found = trusted.get(entities.USED, key, account=session.account)
             own = next((record for record in found if record.label == session.label), None)
             try:
                 if own is None:
-                    trusted.create(session.account, session.label, entities.USED, f"key:{key}", body)
+                    trusted.create(session.account, session.label, entities.USED, key, body)
                 else:
                     trusted.update(own, body)
             except Conflict:

@@ -82,7 +82,13 @@ class Roles(Part):
         return {"Role": describe(call, create(call, entities.ROLE, name, body))}
 
     def get_role(self, call: Call, request: Request) -> dict[str, Any]:
-        return {"Role": describe(call, find(call, entities.ROLE, request["RoleName"]))}
+        role = find(call, entities.ROLE, request["RoleName"])
+        return {
+            "Role": {
+                **describe(call, role),
+                "RoleLastUsed": self.identity.last_use_of_role(role, call.session.label),
+            }
+        }
 
     def list_roles(self, call: Call, request: Request) -> dict[str, Any]:
         prefix = request.get("PathPrefix") or "/"
