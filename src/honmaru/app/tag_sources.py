@@ -56,12 +56,12 @@ def _sagemaker(kind: str) -> Row:
     )
 
 
-def _bedrock(kind: str) -> Row:
+def _bedrock(kind: str, place: str = "{name}") -> Row:
     return Row(
         "bedrock",
         kind,
         f"bedrock:{kind}",
-        "arn:{partition}:bedrock:{region}:{account}:" + kind + "/{name}",
+        "arn:{partition}:bedrock:{region}:{account}:" + kind + f"/{place}",
         "TagResource",
         "UntagResource",
         lambda arn, tags: {"resourceARN": arn, "tags": _pairs(tags, "key", "value")},
@@ -88,6 +88,11 @@ ROWS = (
     _sagemaker("model-package-group"),
     _bedrock("model-import-job"),
     _bedrock("imported-model"),
+    _bedrock("model-invocation-job"),
+    _bedrock("model-customization-job", "honmaru.imported/{name}"),
+    _bedrock("provisioned-model"),
+    _bedrock("custom-model-deployment"),
+    _bedrock("application-inference-profile"),
     _braket("quantum-task"),
     _braket("job"),
     _braket("spending-limit"),
