@@ -574,6 +574,8 @@ def test_a_key_is_used_from_another_account(enclave: LiveEnclave) -> None:
     assert there.list_keys()["Keys"] == []
 
 
+@pytest.mark.long
+@pytest.mark.skipif(not os.environ.get("HONMARU_LONG"), reason="the AWS CLI takes seconds to start: make test-keys")
 def test_the_aws_command_line(enclave: LiveEnclave, tmp_path: Path) -> None:
     environment = {**os.environ, **enclave.variables("alice", "SECRET")}
 
