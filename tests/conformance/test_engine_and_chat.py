@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
@@ -175,3 +176,47 @@ def test_a_managed_prompt_is_rendered_versioned_and_labelled(live: LiveEnclave) 
     agent.delete_prompt(promptIdentifier=made["id"])
     with pytest.raises(ClientError, match="ResourceNotFound"):
         said(first["arn"])
+
+
+def test_invocations_are_logged_at_their_own_label(live: LiveEnclave) -> None:
+    iam, s3, logs, bedrock, runtime = (
+        live.client(name, "alice", "SECRET") for name in ("iam", "s3", "logs", "bedrock", "bedrock-runtime")
+    )
+    trust = {"Effect": "Allow", "Principal": {"Service": "bedrock.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
+    role = iam.create_role(RoleName="invocations", AssumeRolePolicyDocument=document)["Role"]["Arn"]
+    s3.create_bucket(Bucket="invocations")
+    cloud = {"logGroupName": "/invocations", "roleArn": role}
+    config = {"cloudWatchConfig": cloud, "s3Config": {"bucketName": "invocations", "keyPrefix": "all"}}
+    bedrock.put_model_invocation_logging_configuration(loggingConfig=config)
+    try:
+        kept = bedrock.get_model_invocation_logging_configuration()["loggingConfig"]
+        assert kept["cloudWatchConfig"] == cloud and kept["s3Config"]["keyPrefix"] == "all"
+        low = live.client("bedrock", "carol", "UNCLASSIFIED")
+        assert "loggingConfig" not in low.get_model_invocation_logging_configuration()
+        time.sleep(2.1)  # configurations are looked up every two seconds
+        asked = {"modelId": MODEL, "messages": ASK, "requestMetadata": {"team": "red"}}
+        request_id = runtime.converse(**asked)["ResponseMetadata"]["RequestId"]
+        list(runtime.converse_stream(**asked)["stream"])
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                events = logs.filter_log_events(logGroupName="/invocations")["events"]
+            except ClientError:
+                events = []
+            if len(events) == 2:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        entries = {entry["requestId"]: entry for entry in (json.loads(event["message"]) for event in events)}
+        entry = entries[request_id]
+        assert entry["output"]["outputBodyJson"]["output"]["message"]["content"] == [
+            {"text": "you said: who may read?"}
+        ]
+        assert entry["input"]["inputTokenCount"] == 5 and entry["requestMetadata"] == {"team": "red"}
+        found = s3.list_objects_v2(Bucket="invocations", Prefix="all/AWSLogs/")["Contents"]
+        assert len(found) == 2 and all(one["Key"].endswith(".json.gz") for one in found)
+        groups = live.client("logs", "carol", "UNCLASSIFIED").describe_log_groups(logGroupNamePrefix="/invocations")
+        assert groups["logGroups"] == []
+    finally:
+        bedrock.delete_model_invocation_logging_configuration()

@@ -65,7 +65,7 @@ from honmaru.security.ledger import Ledger
 from honmaru.security.page_tokens import PageTokens, page_key
 from honmaru.services.bedrock import Bedrock
 from honmaru.services.bedrock_agent import BedrockAgent
-from honmaru.services.bedrock_runtime import BedrockRuntime
+from honmaru.services.bedrock_runtime import BedrockRuntime, InvocationLog
 from honmaru.services.cloudtrail import CloudTrail
 from honmaru.services.cloudtrail import delivery as trail_delivery
 from honmaru.services.cloudwatch import CloudWatch, MetricStore
@@ -238,7 +238,12 @@ class Enclave:
             ServiceQuotas(NAMES, quotas(self.limits, training_jobs=training.running, cores=capacity.cores)),
             Bedrock(self.identity, wake, self.model_servers, self.ids, self.engines, capacity.cores),
             BedrockAgent(self.ids),
-            BedrockRuntime(self.model_servers, self.clock, self.engines),
+            BedrockRuntime(
+                self.model_servers,
+                self.clock,
+                self.engines,
+                InvocationLog(self.guard, self.identity, logs, buckets, self.clock),
+            ),
             self.quantum.provider(wake),
         )
         self.providers = (*carried, ResourceTagging(tag_sources(carried)))

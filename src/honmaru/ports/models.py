@@ -27,6 +27,9 @@ CUSTOM_MODEL_KIND = "custom-model"
 CUSTOM_MODEL_NAME_KIND = "custom-model-name"
 """Records that keep a custom model's name taken, as MODEL_NAME_KIND does."""
 
+INVOCATION_LOGGING_KIND = "invocation-logging"
+"""The record "configuration" says where invocations of models are logged to; see services.bedrock."""
+
 EMBEDDED_FEATURES: Mapping[str, frozenset[str]] = {
     "openvino": frozenset({"completions", "json_schema", "logprobs", "n", "penalties", "tools", "top_k"}),
     "transformers": frozenset({"completions", "logprobs", "top_logprobs", "n", "penalties", "logit_bias", "top_k"}),

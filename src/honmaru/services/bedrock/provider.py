@@ -20,6 +20,7 @@ from honmaru.services.bedrock import (
     custom_model,
     foundation_model,
     imported_model,
+    invocation_logging,
     model_alias,
     model_customization_job,
     model_import_job,
@@ -253,6 +254,17 @@ class Bedrock(Provider):
         return model_alias.create(
             call, alias, name, model, self._foundation, self._ids, more=more, given=request.get("tags")
         )
+
+    def put_model_invocation_logging_configuration(self, call: Call, request: Request) -> dict[str, Any]:
+        invocation_logging.put(call, request["loggingConfig"], self._roles)
+        return {}
+
+    def get_model_invocation_logging_configuration(self, call: Call, _request: Request) -> dict[str, Any]:
+        return invocation_logging.described(call)
+
+    def delete_model_invocation_logging_configuration(self, call: Call, _request: Request) -> dict[str, Any]:
+        invocation_logging.delete(call)
+        return {}
 
     def list_foundation_models(self, call: Call, request: Request) -> dict[str, Any]:
         return {"modelSummaries": foundation_model.listed(call, request, self._foundation)}

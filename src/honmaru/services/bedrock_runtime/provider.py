@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from honmaru.core.errors import EngineFailed, ValidationFault
 from honmaru.ports.models import Completion, Delta, FoundationModels, Generation, ModelArtifact, ModelServers, Vectors
 from honmaru.ports.runtime import Clock
 from honmaru.security.calls import Call, Provider, Target
+from honmaru.services.bedrock_runtime.invocation_log import InvocationLog
 from honmaru.services.bedrock_runtime.model import modelled, rendered, resolve
 
 Request = Mapping[str, Any]
@@ -37,8 +39,10 @@ class BedrockRuntime(Provider):
         "CountTokens": Target("bedrock:CountTokens", "{modelId}"),
     }
 
-    def __init__(self, servers: ModelServers, clock: Clock, foundation: FoundationModels) -> None:
-        self._servers, self._clock, self._foundation = servers, clock, foundation
+    def __init__(
+        self, servers: ModelServers, clock: Clock, foundation: FoundationModels, log: InvocationLog | None = None
+    ) -> None:
+        self._servers, self._clock, self._foundation, self._log = servers, clock, foundation, log
 
     async def converse(self, call: Call, request: Request) -> dict[str, Any]:
         request = await rendered(call, request)
@@ -46,6 +50,7 @@ class BedrockRuntime(Provider):
         wanted = self._wanted(call, model, request)
         completion, latency_ms = await self._whole(call, model, wanted)
         answer = converse.result(completion, request.get("additionalModelResponseFieldPaths"), latency_ms)
+        await self._log_it(call, model, request, answer)
         return {**answer, **_echo(request)}
 
     async def converse_stream(self, call: Call, request: Request) -> dict[str, Any]:
@@ -55,6 +60,7 @@ class BedrockRuntime(Provider):
         narration = converse.Narration(request.get("additionalModelResponseFieldPaths"))
         started = self._clock.monotonic()
         first, rest = await self._begin(call, model, wanted)
+        kept: list[Any] | None = None if await self._logging(call) is None else []
 
         async def events() -> AsyncGenerator[dict[str, Any], None]:
             async with contextlib.aclosing(rest):
@@ -62,10 +68,15 @@ class BedrockRuntime(Provider):
                 delta = first
                 while delta.finish is None:
                     for event in narration.tell(delta):
+                        if kept is not None:
+                            kept.append(event)
                         yield event
                     delta = await self._next(rest, model)
                 self._note(call, delta)
-                for event in narration.end(delta, self._since(started)):
+                ending = narration.end(delta, self._since(started))
+                if kept is not None:
+                    await self._log_it(call, model, request, kept + ending)
+                for event in ending:
                     if "metadata" in event:
                         event["metadata"].update(_echo(request))
                     yield event
@@ -83,6 +94,7 @@ class BedrockRuntime(Provider):
             wanted = _wanted(asked, model)
             completion, latency_ms = await self._whole(call, model, wanted)
             body = invocation.answer(asked, completion, model.name, call.request_id, latency_ms)
+        await self._log_it(call, model, {"body": request.get("body")}, body)
         return {"body": native.written(body), "contentType": "application/json"}
 
     async def invoke_model_with_response_stream(self, call: Call, request: Request) -> dict[str, Any]:
@@ -95,6 +107,7 @@ class BedrockRuntime(Provider):
         first, rest = await self._begin(call, model, wanted)
         first_ms = self._since(started)
         chunks = _Chunks(asked, model, call)
+        kept: list[Any] | None = None if await self._logging(call) is None else []
 
         async def events() -> AsyncGenerator[dict[str, Any], None]:
             async with contextlib.aclosing(rest):
@@ -103,11 +116,15 @@ class BedrockRuntime(Provider):
                 delta = first
                 while delta.finish is None:
                     for chunk in chunks.tell(delta):
+                        if kept is not None:
+                            kept.append(chunk)
                         yield {"chunk": {"bytes": native.written(chunk)}}
                     delta = await self._next(rest, model)
                 self._note(call, delta)
                 latency_ms = self._since(started)
                 *others, last = chunks.end(delta, latency_ms)
+                if kept is not None:
+                    await self._log_it(call, model, {"body": request.get("body")}, [*kept, *others, last])
                 for chunk in others:
                     yield {"chunk": {"bytes": native.written(chunk)}}
                 yield {"chunk": {"bytes": native.written({**last, **native.metrics(delta, latency_ms, first_ms)})}}
@@ -131,6 +148,19 @@ class BedrockRuntime(Provider):
 
     async def _model(self, call: Call, operation: str, identifier: str) -> ModelArtifact:
         return await resolve(call, self._foundation, operation, identifier)
+
+    async def _logging(self, call: Call) -> Mapping[str, Any] | None:
+        return None if self._log is None else await self._log.wanted(call.session)
+
+    async def _log_it(self, call: Call, model: ModelArtifact, request: Request, answer: Any) -> None:
+        """Note an invocation for the account's log, if it wants one."""
+        config = await self._logging(call)
+        if self._log is None or config is None:
+            return
+        asked: Any = {name: value for name, value in request.items() if name != "modelId"}
+        if "body" in asked:
+            asked = json.loads(asked["body"] or b"{}")
+        self._log.note(config, call, model.arn, asked, answer, call.details)
 
     def _wanted(self, call: Call, model: ModelArtifact, request: Request) -> Generation:
         require_chat(model.name, instruct=model.instruct)
