@@ -102,6 +102,7 @@ def _new_text(shape):
         "a" * max(1, shortest),
         "ab1",
         "1" * 12,
+        "a" * 10,
         "1" * max(1, shortest),
         "arn:aws-us-gov:iam::123456789012:role/x",
         "s3://bucket/key",

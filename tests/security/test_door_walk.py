@@ -42,7 +42,10 @@ from test_round_trip import parts_of
 REGION = "us-gov-west-1"
 
 ON_EVERYTHING = {
-    "bedrock": "GetFoundationModelAvailability",
+    "bedrock": (
+        "DeleteModelInvocationLoggingConfiguration GetFoundationModelAvailability "
+        "PutModelInvocationLoggingConfiguration"
+    ),
     "braket": "CreateJob SearchDevices SearchJobs SearchQuantumTasks SearchSpendingLimits",
     "iam": (
         "CreateAccountAlias DeleteAccountAlias DeleteAccountPasswordPolicy GenerateCredentialReport "
