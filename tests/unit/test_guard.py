@@ -364,6 +364,9 @@ def test_a_sight_widens_by_accounts_and_never_by_labels(keep: Keep) -> None:
     assert keep.guard.sight(S.label, "x").get("k", "shared") == high
     assert keep.guard.sight(U.label, "x").get("k", "shared") == low
     assert keep.guard.sight(U.label, "x").get("k", "shared", account=ACCOUNT) is None
+    own = keep.guard.records(U, "x").create("k", "shared", {"at": "U, ours"})
+    assert keep.guard.sight(S.label, "x", asking=ACCOUNT).get("k", "shared") == own
+    assert keep.guard.sight(S.label, "x", asking="111111111111").get("k", "shared") == high
 
 
 # Blobs

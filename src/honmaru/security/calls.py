@@ -138,7 +138,7 @@ class Call:
     def sight(self, service: str = "") -> Sight:
         """Records of a service (this one's by default) at or below the session's label in every account, to find out
         whether a name that all accounts share is taken (S3's bucket names). Never to answer what is in them."""
-        return self.guard.sight(self.session.label, service or self.service)
+        return self.guard.sight(self.session.label, service or self.service, asking=self.session.account)
 
     def authorize(self, action: str, resource: str, context: Mapping[str, Any] | None = None) -> str:
         """A second question to IAM (iam:PassRole, s3:GetObject of a copy source, kms:Decrypt).
@@ -179,7 +179,7 @@ class Target:
     """What an operation asks of IAM: an action and an ARN template.
 
     Template fields are input member names and {partition} {region} {account}; {Path=/} gives a default, else a member
-    that the request leaves out stands for any ("*"). A member whose value is itself an ARN
+    that the request leaves out stands for any ("*"). {AlarmNames[]} asks once for each member of a list. A member whose value is itself an ARN
     fills the whole template when the template is exactly that member.
 
     `given` names a member: only requests that state it are asked this (s3:GetObjectVersion for VersionId). `unless`

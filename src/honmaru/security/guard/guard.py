@@ -115,9 +115,12 @@ class Guard:
         """Records of stated kinds across labels: for the authenticator and the supervisor only."""
         return TrustedRecords(self, service, frozenset(kinds))
 
-    def sight(self, label: Label, service: str, account: str | None = None) -> Sight:
-        """What a session at `label` could see of a service's records in one or any account: for questions to IAM."""
-        return Sight(self, label, service, account)
+    def sight(self, label: Label, service: str, account: str | None = None, asking: str = "") -> Sight:
+        """What a session at `label` could see of a service's records in one or any account: for questions to IAM.
+
+        `asking` is the account of the session: of one name in several accounts its own is meant.
+        """
+        return Sight(self, label, service, account, asking)
 
     def on_change(self, service: str, callback: Callable[[str, frozenset[str]], None]) -> None:
         """Call `callback(account, kinds)` after every committed change of records of `service`, in the thread that

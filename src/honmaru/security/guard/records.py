@@ -240,9 +240,10 @@ class Sight:
     owns a resource and on its policy, never on what lies above the session. Made by `Guard.sight`.
     """
 
-    def __init__(self, guard: Guard, label: Label, service: str, account: str | None = None) -> None:
+    def __init__(self, guard: Guard, label: Label, service: str, account: str | None = None, asking: str = "") -> None:
         self._guard = guard
         self._service = service
+        self._asking = asking
         self.label = label
         self.account = account
         """The account that is meant, where the question names one; None looks in all of them."""
@@ -250,14 +251,17 @@ class Sight:
     def get(self, kind: str, name: str, *, account: str | None = None) -> Record | None:
         """The instance of a name that this label sees: the one at the label itself, else a maximal one below it.
 
-        Without an account, here and in the question, all are searched (S3's bucket names are one name space); of
-        several accounts' instances at one label the first in the order of account numbers is meant.
+        Without an account, here and in the question, all are searched (S3's bucket names are one name space), that of
+        who asks first: nobody hides another's by making one of its name at a higher label. Of several others' instances
+        at one label the first in the order of account numbers is meant.
         """
         account = account or self.account
         if not _is_name(name):
             return None
         best: Row | None = None
-        for row in self._guard.visible_rows(account, self._service, kind, name, self.label):
+        rows = self._guard.visible_rows(account, self._service, kind, name, self.label)
+        own = [row for row in rows if row.account == self._asking]
+        for row in own or rows:
             label = self._guard.label
             if best is None or (row.label != best.label and label(row.label).dominates(label(best.label))):
                 best = row

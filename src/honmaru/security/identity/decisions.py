@@ -74,7 +74,7 @@ class Decisions(Part):
         parts = resource_arn.split(":", 5)
         is_arn = len(parts) == 6
         principal = self.principal_of(session)
-        resource = self.resources.find(parts, session.label) if is_arn else None
+        resource = self.resources.find(parts, session.label, session.account) if is_arn else None
         if resource is not None and resource.account != session.account and action in self.resources.makers:
             resource = None
         owner = session.account
@@ -88,7 +88,7 @@ class Decisions(Part):
         def gather() -> dict[str, Any]:
             found = resource
             if found is None and is_arn:
-                found = self.resources.find(parts, session.label, policies=False)
+                found = self.resources.find(parts, session.label, session.account, policies=False)
             return self._context(session, principal, found, owner, controls, context)
 
         full = RequestContext(gather)

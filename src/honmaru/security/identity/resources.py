@@ -65,8 +65,8 @@ class Resources:
         for service in owner.arn_services:
             self._owners[service] = owner
 
-    def find(self, parts: Sequence[str], label: Label, *, policies: bool = True) -> Resource | None:
-        """The resource that a session at `label` sees under an ARN, given as its six components.
+    def find(self, parts: Sequence[str], label: Label, asking: str = "", *, policies: bool = True) -> Resource | None:
+        """The resource that a session of the account `asking` at `label` sees under an ARN, given as six components.
 
         None when there is none, or when nobody owns such ARNs. With `policies` (what every decision asks) only among
         those that may bear one; without, among all others: for their tags and label.
@@ -78,11 +78,11 @@ class Resources:
         if not place or "*" in place:
             return None
         known = self._known[owner.service]
-        key = (place, parts[4], label)
+        key = (place, parts[4] or asking, label)
         try:
             found = known[key]
         except KeyError:
-            found = owner.resource(self._guard.sight(label, owner.service, parts[4] or None), place)
+            found = owner.resource(self._guard.sight(label, owner.service, parts[4] or None, asking), place)
             if len(known) >= _LIMIT:
                 known.clear()
             known[key] = found

@@ -27,7 +27,6 @@ from honmaru.security.identity.context import RequestContext
 from honmaru.security.identity.credentials import AssumeRole, TemporaryCredential
 from honmaru.security.identity.decisions import Decisions, caller_of
 from honmaru.security.identity.directory import Principal
-from honmaru.security.identity.organization import RCP_SERVICES
 from honmaru.security.identity.part import Link, signed_in
 from honmaru.security.identity.tokens import OpenedToken, seal_token
 from honmaru.security.policy import (
@@ -239,7 +238,7 @@ class Sessions(Decisions):
             alone=Naming.PRINCIPAL,
         )
         exempt = principal is not None and principal.service_linked
-        rcps = self.organization.controls(owner, caller.label).rcps if "sts" in RCP_SERVICES and not exempt else ()
+        rcps = () if exempt else self.organization.controls(owner, caller.label).rcps
         return decide(
             action,
             role.arn,
