@@ -403,7 +403,8 @@ class HybridJob:
                 found.setdefault(file.name, file)
         bucket, prefix = split_uri(request["outputDataConfig"]["s3Path"])
         key = "/".join(part for part in (prefix.strip("/"), "output", "model.tar.gz") if part)
-        self.buckets.write(session, bucket, key, trees.archive([found[name] for name in sorted(found)]))
+        sealed_under = request["outputDataConfig"].get("kmsKeyId") or ""
+        self.buckets.write(session, bucket, key, trees.archive([found[name] for name in sorted(found)]), sealed_under)
 
     def _root(self, body: Mapping[str, Any]) -> Path:
         return self.scratch / _job_id(body)

@@ -20,6 +20,7 @@ from honmaru.core.errors import Conflict, ValidationFault
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.hybrid_job import FINAL, KIND, PRINCIPAL, advance, note
 from honmaru.jobs.instances import Capacity, size_of
+from honmaru.jobs.output_keys import require_output_key
 from honmaru.jobs.quantum_devices import ENVIRONMENT, Devices
 from honmaru.jobs.training import Roles
 from honmaru.ports.buckets import split_uri
@@ -54,6 +55,7 @@ class Jobs:
         """Check everything that can be checked now, then lay the job down. Raises ValidationFault or AccessDenied."""
         self.devices.require()
         environment = self._check(request)
+        require_output_key(call, request["outputDataConfig"].get("kmsKeyId"), "outputDataConfig.kmsKeyId")
         self._check_role(call, request["roleArn"])
         digest = hashlib.sha384(f"{call.session.label.canonical}\0{request['clientToken']}".encode()).hexdigest()
         name = f"{digest[:8]}-{digest[8:12]}-4{digest[13:16]}-a{digest[17:20]}-{digest[20:32]}"
@@ -139,8 +141,6 @@ class Jobs:
     def _check(self, request: Request) -> Any:
         if request.get("associations"):
             raise ValidationFault("associations: this enclave has no reservations; its devices are always available")
-        if (request["outputDataConfig"] or {}).get("kmsKeyId"):
-            raise ValidationFault("outputDataConfig.kmsKeyId: everything is encrypted under the key of its label")
         specification = request["algorithmSpecification"]
         script = specification.get("scriptModeConfig")
         if not script:

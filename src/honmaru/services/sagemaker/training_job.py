@@ -22,6 +22,7 @@ from honmaru.core.sessions import Session
 from honmaru.jobs import metrics
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.instances import Capacity, size_of
+from honmaru.jobs.output_keys import require_output_key
 from honmaru.jobs.staging import checkpoint_folders
 from honmaru.jobs.training import KIND, Roles
 from honmaru.jobs.training_states import FINAL, TABLE, advance, begin
@@ -68,7 +69,7 @@ class TrainingJobs:
         environment = self._check(request)
         arn = call.arn("sagemaker", f"training-job/{name}")
         self._check_role(call, request["RoleArn"], arn)
-        _check_output_key(call, request["OutputDataConfig"].get("KmsKeyId") or "")
+        require_output_key(call, request["OutputDataConfig"].get("KmsKeyId"), "OutputDataConfig.KmsKeyId")
         body: dict[str, Any] = {
             "request": {member: request[member] for member in _KEPT if request.get(member) is not None},
             "arn": arn,
@@ -190,16 +191,6 @@ def _check_channels(channels: list[Mapping[str, Any]]) -> None:
         if channel.get("InputMode"):
             _check_mode(f"{where}: InputMode", channel["InputMode"])
         split_uri(source["S3Uri"])
-
-
-def _check_output_key(call: Call, key: str) -> None:
-    """Raises ValidationFault for a key that this session does not see: the job would lose its outputs at its end."""
-    sight, last = call.sight("kms"), key.rpartition(":")[2].removeprefix("key/")
-    if not key or key.endswith("alias/aws/s3"):
-        return
-    alias = sight.get("alias", last) if last.startswith("alias/") else None
-    if sight.get("key", last if alias is None else alias.body["key"]) is None:
-        raise ValidationFault(f"OutputDataConfig.KmsKeyId names no key that this session sees: {key}")
 
 
 def _check_mode(where: str, mode: str) -> None:
