@@ -179,8 +179,8 @@ class Target:
     """What an operation asks of IAM: an action and an ARN template.
 
     Template fields are input member names and {partition} {region} {account}; {Path=/} gives a default, else a member
-    that the request leaves out stands for any ("*"). {AlarmNames[]} asks once for each member of a list. A member whose value is itself an ARN
-    fills the whole template when the template is exactly that member.
+    that the request leaves out stands for any ("*"). {AlarmNames[]} asks once for each member of a list. A member whose
+    value is itself an ARN fills the whole template when the template is exactly that member.
 
     `given` names a member: only requests that state it are asked this (s3:GetObjectVersion for VersionId). `unless`
     names one: only requests that leave it out are. Use them in pairs, so that every request is asked something.
