@@ -409,6 +409,48 @@ def test_policies_may_ask_for_the_tags_of_groups_and_alarms(enclave: LiveEnclave
         assert "AccessDenied" in code_of(denied)
 
 
+def test_a_denied_group_or_alarm_is_denied_under_every_name(enclave: LiveEnclave) -> None:
+    iam, logs, watch = (client(enclave, service, LOW) for service in ("iam", "logs", "cloudwatch"))
+    enclave.user("warden", "SECRET//NOFORN", policies=[])
+    own = f"{enclave.region}:{enclave.account}"
+    denied = [f"arn:aws-iso-b:logs:{own}:log-group:/deny*", f"arn:aws-iso-b:cloudwatch:{own}:alarm:deny*"]
+    statements = [
+        {"Effect": "Allow", "Action": ["logs:*", "cloudwatch:*"], "Resource": "*"},
+        {"Effect": "Deny", "Action": "*", "Resource": denied},
+    ]
+    document = json.dumps({"Version": "2012-10-17", "Statement": statements})
+    iam.put_user_policy(UserName="warden", PolicyName="p", PolicyDocument=document)
+    for name in ("deny", "free"):
+        logs.create_log_group(logGroupName=f"/{name}")
+        logs.create_log_stream(logGroupName=f"/{name}", logStreamName="s")
+        watch.put_metric_alarm(
+            AlarmName=name, Namespace="N", MetricName="m", Statistic="Sum", Period=60, Threshold=1.0,
+            EvaluationPeriods=1, ComparisonOperator="GreaterThanThreshold",
+        )  # fmt: skip
+    logs, watch = (enclave.client(service, "warden", LOW) for service in ("logs", "cloudwatch"))
+    arn = f"arn:aws-iso-b:logs:{own}:log-group:/deny"
+    span = {"startTime": 0, "endTime": int(time.time()), "queryString": "limit 1"}
+    asked = (
+        lambda: logs.filter_log_events(logGroupName="/deny"),
+        lambda: logs.filter_log_events(logGroupIdentifier=arn),
+        lambda: logs.filter_log_events(logGroupIdentifier="/deny"),
+        lambda: logs.get_log_events(logGroupIdentifier=arn, logStreamName="s"),
+        lambda: logs.describe_log_streams(logGroupIdentifier="/deny"),
+        lambda: logs.start_query(logGroupNames=["/free", "/deny"], **span),
+        lambda: logs.start_query(logGroupIdentifiers=[arn], **span),
+        lambda: logs.tag_resource(resourceArn=arn, tags={"a": "b"}),
+        lambda: watch.delete_alarms(AlarmNames=["free", "deny"]),
+        lambda: watch.disable_alarm_actions(AlarmNames=["deny"]),
+    )
+    for ask in asked:
+        with pytest.raises(ClientError) as refused:
+            ask()
+        assert "AccessDenied" in code_of(refused)
+    logs.start_query(logGroupNames=["/free"], **span)
+    logs.get_log_events(logGroupIdentifier="/free", logStreamName="s")
+    watch.delete_alarms(AlarmNames=["free"])
+
+
 def test_what_was_acknowledged_survives_kill_9(enclave: LiveEnclave) -> None:
     logs, watch = client(enclave, "logs", HIGH), client(enclave, "cloudwatch", HIGH)
     logs.create_log_group(logGroupName="/kept")

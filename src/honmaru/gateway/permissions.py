@@ -6,6 +6,7 @@ Invariants:
 - A member fills its place in an ARN as it is. Only a template that is exactly one member lets an ARN from the
   request be the whole resource; such an ARN must be of this partition and region. One of another account is a question
   to that account's resource policy, which the identity decides.
+- A list in a template (`{AlarmNames[]}`) asks one question for each of its members: all of them must be allowed.
 - A template that names a member which the operation does not have stops the start.
 """
 
@@ -20,11 +21,12 @@ from honmaru.core.errors import ValidationFault
 from honmaru.core.sessions import Session
 from honmaru.security.calls import Provider, Target
 
-Question = tuple[str, Callable[[Session, Mapping[str, Any]], str | None]]
-"""(action, resource ARN of a request; None where the request is not asked this)."""
+Question = tuple[str, Callable[[Session, Mapping[str, Any]], str | list[str] | None]]
+"""(action, resource ARN or ARNs of a request; None where the request is not asked this)."""
 
-_FIELD = re.compile(r"\{(\w+)(?:=[^{}]*)?\}")
+_FIELD = re.compile(r"\{(\w+)(?:\[\]|=[^{}]*)?\}")
 _DEFAULT = re.compile(r"\{\w+=([^{}]*)\}|\{\w+\}")
+_LIST = re.compile(r"\{(\w+)\[\]\}")
 _OWN = {"partition", "region", "account"}
 
 
@@ -39,12 +41,12 @@ def questions(provider: Provider, operation: Operation) -> tuple[Question, ...]:
     return tuple((target.action, _conditional(target)) for target in targets)
 
 
-def _conditional(target: Target) -> Callable[[Session, Mapping[str, Any]], str | None]:
+def _conditional(target: Target) -> Callable[[Session, Mapping[str, Any]], str | list[str] | None]:
     write, given, unless = _writer(target.resource), target.given, target.unless
     if not given and not unless:
         return write
 
-    def ask(session: Session, members: Mapping[str, Any]) -> str | None:
+    def ask(session: Session, members: Mapping[str, Any]) -> str | list[str] | None:
         if (given and members.get(given) is None) or (unless and members.get(unless) is not None):
             return None
         return write(session, members)
@@ -67,7 +69,20 @@ def target_problems(provider: Provider, operation_of: Mapping[str, Operation]) -
     return problems
 
 
-def _writer(template: str) -> Callable[[Session, Mapping[str, Any]], str]:
+def _writer(template: str) -> Callable[[Session, Mapping[str, Any]], str | list[str]]:
+    listed = _LIST.search(template)
+    if listed is None:
+        return _single(template)
+    member = listed[1]
+    one = _single(_LIST.sub(f"{{{member}}}", template))
+
+    def each(session: Session, members: Mapping[str, Any]) -> list[str]:
+        return [one(session, {**members, member: value}) for value in dict.fromkeys(members.get(member) or ("*",))]
+
+    return each
+
+
+def _single(template: str) -> Callable[[Session, Mapping[str, Any]], str]:
     parts = _FIELD.split(template)  # literal, field, literal, field, …, literal
     if parts == [template]:
         return lambda _session, _members: template

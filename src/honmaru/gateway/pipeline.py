@@ -244,8 +244,9 @@ class Pipeline:
             arn = resource(session, exchange.members)
             if arn is None:
                 continue
-            owner = self.identity.require(session, action, arn, context)
-            exchange.owner = exchange.owner or owner
+            for one in (arn,) if isinstance(arn, str) else arn:
+                owner = self.identity.require(session, action, one, context)
+                exchange.owner = exchange.owner or owner
         exchange.decision = "allow"
 
     async def dispatch(self, exchange: Exchange) -> None:

@@ -15,7 +15,9 @@ from honmaru.services.cloudwatch.store import MetricStore
 
 Request = Mapping[str, Any]
 _ALARM = "arn:{partition}:cloudwatch:{region}:{account}:alarm:{AlarmName}"
+_NAMED = "arn:{partition}:cloudwatch:{region}:{account}:alarm:{AlarmNames[]}"
 _ALARMS = "arn:{partition}:cloudwatch:{region}:{account}:alarm:*"
+_DASHBOARDS = "arn:{partition}:cloudwatch::{account}:dashboard/{DashboardNames[]}"
 _DASHBOARD = "arn:{partition}:cloudwatch::{account}:dashboard/{DashboardName}"
 
 
@@ -39,10 +41,11 @@ class CloudWatch(Provider):
         },
         **{
             name: Target(f"cloudwatch:{name}", _ALARMS)
-            for name in (
-                *("DescribeAlarms", "DescribeAlarmHistory", "DescribeAlarmsForMetric"),
-                *("EnableAlarmActions", "DisableAlarmActions", "DeleteAlarms"),
-            )
+            for name in ("DescribeAlarms", "DescribeAlarmHistory", "DescribeAlarmsForMetric")
+        },
+        **{
+            name: Target(f"cloudwatch:{name}", _NAMED)
+            for name in ("EnableAlarmActions", "DisableAlarmActions", "DeleteAlarms")
         },
         **{
             name: Target(f"cloudwatch:{name}", "{ResourceARN}")
@@ -50,7 +53,7 @@ class CloudWatch(Provider):
         },
         "PutDashboard": Target("cloudwatch:PutDashboard", _DASHBOARD),
         "GetDashboard": Target("cloudwatch:GetDashboard", _DASHBOARD),
-        "DeleteDashboards": Target("cloudwatch:DeleteDashboards", "arn:{partition}:cloudwatch::{account}:dashboard/*"),
+        "DeleteDashboards": Target("cloudwatch:DeleteDashboards", _DASHBOARDS),
     }
 
     def __init__(self, store: MetricStore) -> None:

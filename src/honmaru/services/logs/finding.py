@@ -32,8 +32,12 @@ def plain_name(identifier: str) -> str:
 
 
 def find_group(call: Call, store: LogStore, request: Request) -> Record:
-    """Raises NotFound (ResourceNotFoundException), ValidationFault."""
+    """Raises NotFound (ResourceNotFoundException), ValidationFault, and AccessDenied for one named by an identifier."""
     name = group_name(request)
+    if not request.get("logGroupName"):
+        # The door cannot spell a group that is named by an identifier: it asked about any. Here it is this one.
+        stream = request.get("logStreamName") or ""
+        call.authorize(f"logs:{call.operation}", f"{group_arn(call, name)}:log-stream:{stream}")
     record = store.group(call.records, name)
     if record is None:
         raise NotFound("The specified log group does not exist.", code="ResourceNotFoundException")

@@ -183,11 +183,11 @@ def untag(call: Call, group: Record, keys: Any) -> dict[str, Any]:
 def tagged_group(call: Call, store: LogStore, request: Request) -> Record:
     """The group that `resourceArn` names. Raises NotFound for every other resource."""
     arn = str(request["resourceArn"])
-    if re.fullmatch(r"arn:[^:]+:logs:[^:]*:\d{12}:log-group:[^:]+(:\*)?", arn) is None:
+    if re.fullmatch(r"arn:[^:]+:logs:[^:]*:\d{12}:log-group:[^:]+", arn) is None:
         raise NotFound("The specified resource does not exist.", code="ResourceNotFoundException")
     if arn.split(":")[4] != call.session.account:
         raise AccessDenied(f"{arn} belongs to another account")
-    return find_group(call, store, {"logGroupIdentifier": arn})
+    return find_group(call, store, {"logGroupName": plain_name(arn)})
 
 
 def _check_tags(tags: Mapping[str, str]) -> None:

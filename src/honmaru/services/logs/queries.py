@@ -18,7 +18,7 @@ import orjson
 from honmaru.core.errors import Conflict, NotFound, ValidationFault
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
-from honmaru.services.logs.finding import Request, find_group, invalid
+from honmaru.services.logs.finding import Request, find_group, group_arn, invalid
 from honmaru.services.logs.insights import Moment, Row, parse
 from honmaru.services.logs.insights.rows import Value, shown
 from honmaru.services.logs.store import LogStore, StoredEvent, name_of
@@ -190,6 +190,7 @@ def record_of(call: Call, request: Request, store: LogStore) -> dict[str, Any]:
         place = int(place)
     except (ValueError, TypeError):
         raise invalid("The specified logRecordPointer is invalid.") from None
+    call.authorize("logs:GetLogRecord", f"{group_arn(call, str(group))}:log-stream:")
     found = store.stream(call.records, str(group), str(stream))
     event = None if found is None else next(store.events(call.records, found, max(0, place)), None)
     if event is None or event.place != place:
