@@ -213,7 +213,15 @@ class BatchInference:
             async with places:
                 return await self._record(session, model, kind, first + number, line, counts)
 
-        return await asyncio.gather(*(one(number, line) for number, line in enumerate(records)))
+        tasks = [asyncio.ensure_future(one(number, line)) for number, line in enumerate(records)]
+        try:
+            return await asyncio.gather(*tasks)
+        except (NotReady, Throttled) as fault:
+            # Nothing is wrong with the job: the supervisor runs it again, from this chunk on.
+            raise EngineFailed(fault.message) from fault
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def _record(
         self, session: Session, model: ModelArtifact, kind: str, number: int, line: bytes, counts: Counts
