@@ -414,8 +414,9 @@ def test_a_denied_group_or_alarm_is_denied_under_every_name(enclave: LiveEnclave
     enclave.user("warden", "SECRET//NOFORN", policies=[])
     own = f"{enclave.region}:{enclave.account}"
     denied = [f"arn:aws-iso-b:logs:{own}:log-group:/deny*", f"arn:aws-iso-b:cloudwatch:{own}:alarm:deny*"]
+    denied += [f"arn:aws-iso-b:cloudtrail:{own}:trail/deny*", f"arn:aws-iso-b:ecr:{own}:repository/deny"]
     statements = [
-        {"Effect": "Allow", "Action": ["logs:*", "cloudwatch:*"], "Resource": "*"},
+        {"Effect": "Allow", "Action": ["logs:*", "cloudwatch:*", "cloudtrail:*", "ecr:*"], "Resource": "*"},
         {"Effect": "Deny", "Action": "*", "Resource": denied},
     ]
     document = json.dumps({"Version": "2012-10-17", "Statement": statements})
@@ -427,7 +428,9 @@ def test_a_denied_group_or_alarm_is_denied_under_every_name(enclave: LiveEnclave
             AlarmName=name, Namespace="N", MetricName="m", Statistic="Sum", Period=60, Threshold=1.0,
             EvaluationPeriods=1, ComparisonOperator="GreaterThanThreshold",
         )  # fmt: skip
-    logs, watch = (enclave.client(service, "warden", LOW) for service in ("logs", "cloudwatch"))
+    logs, watch, trail, ecr = (
+        enclave.client(service, "warden", LOW) for service in ("logs", "cloudwatch", "cloudtrail", "ecr")
+    )
     arn = f"arn:aws-iso-b:logs:{own}:log-group:/deny"
     span = {"startTime": 0, "endTime": int(time.time()), "queryString": "limit 1"}
     asked = (
@@ -441,6 +444,12 @@ def test_a_denied_group_or_alarm_is_denied_under_every_name(enclave: LiveEnclave
         lambda: logs.tag_resource(resourceArn=arn, tags={"a": "b"}),
         lambda: watch.delete_alarms(AlarmNames=["free", "deny"]),
         lambda: watch.disable_alarm_actions(AlarmNames=["deny"]),
+        lambda: watch.describe_alarms(AlarmNames=["free", "deny"]),
+        lambda: watch.describe_alarm_history(AlarmName="deny"),
+        lambda: trail.get_trail_status(Name="deny-trail"),
+        lambda: trail.get_trail_status(Name=f"arn:aws-iso-b:cloudtrail:{own}:trail/deny-trail"),
+        lambda: trail.list_tags(ResourceIdList=["deny-trail"]),
+        lambda: ecr.describe_repositories(repositoryNames=["pytorch", "deny"]),
     )
     for ask in asked:
         with pytest.raises(ClientError) as refused:

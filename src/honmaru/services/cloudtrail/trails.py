@@ -30,6 +30,9 @@ MAX_TAGS = 50
 Request = Mapping[str, Any]
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9]|[._-](?![._-])){1,126}[A-Za-z0-9]")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_BY_EITHER = frozenset({"AddTags", "RemoveTags", "ListTags"})
+"""Operations whose door takes a name for an ARN."""
+
 _REFUSED = {
     "SnsTopicName": "InvalidSnsTopicNameException",
     "CloudWatchLogsLogGroupArn": "InvalidCloudWatchLogsLogGroupArnException",
@@ -232,6 +235,9 @@ class Trails:
 def find(call: Call, identifier: str) -> Record:
     """The trail of a name or ARN. Raises NotFound (TrailNotFoundException)."""
     name = _plain(call, identifier)
+    if identifier != name or call.operation in _BY_EITHER:
+        # The door asked about what the caller wrote; policies speak of the trail's ARN.
+        call.authorize(f"cloudtrail:{call.operation}", arn(call.session, name))
     record = call.records.get(TRAIL, name)
     if record is None:
         raise NotFound(

@@ -5,7 +5,7 @@ Invariant: metrics and alarms above the session are answered exactly like ones t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from honmaru.security.calls import Call, Provider, Resource, Target
@@ -30,7 +30,7 @@ class CloudWatch(Provider):
     arn_services: ClassVar[tuple[str, ...]] = ("cloudwatch",)
     resource_kinds: ClassVar[frozenset[str]] = frozenset({alarms.ALARM})
 
-    targets: ClassVar[Mapping[str, Target]] = {
+    targets: ClassVar[Mapping[str, Target | Sequence[Target]]] = {
         **{
             name: Target(f"cloudwatch:{name}")
             for name in ("PutMetricData", "GetMetricData", "GetMetricStatistics", "ListMetrics", "ListDashboards")
@@ -39,10 +39,15 @@ class CloudWatch(Provider):
             name: Target(f"cloudwatch:{name}", _ALARM)
             for name in ("PutMetricAlarm", "PutCompositeAlarm", "SetAlarmState")
         },
-        **{
-            name: Target(f"cloudwatch:{name}", _ALARMS)
-            for name in ("DescribeAlarms", "DescribeAlarmHistory", "DescribeAlarmsForMetric")
-        },
+        "DescribeAlarms": (
+            Target("cloudwatch:DescribeAlarms", _NAMED, given="AlarmNames"),
+            Target("cloudwatch:DescribeAlarms", _ALARMS, unless="AlarmNames"),
+        ),
+        "DescribeAlarmHistory": (
+            Target("cloudwatch:DescribeAlarmHistory", _ALARM, given="AlarmName"),
+            Target("cloudwatch:DescribeAlarmHistory", _ALARMS, unless="AlarmName"),
+        ),
+        "DescribeAlarmsForMetric": Target("cloudwatch:DescribeAlarmsForMetric", _ALARMS),
         **{
             name: Target(f"cloudwatch:{name}", _NAMED)
             for name in ("EnableAlarmActions", "DisableAlarmActions", "DeleteAlarms")

@@ -5,7 +5,7 @@ Invariant: a repository above the session is answered exactly like one that does
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from honmaru.security.calls import Call, Provider, Resource, Target
@@ -14,7 +14,8 @@ from honmaru.services.ecr import images, repositories
 from honmaru.services.ecr.repositories import REPOSITORY, Catalog
 
 Request = Mapping[str, Any]
-_REPOSITORY = "arn:{partition}:ecr:{region}:{account}:repository/{repositoryName}"
+_EACH = "arn:{partition}:ecr:{region}:{account}:repository/"
+_REPOSITORY = f"{_EACH}{{repositoryName}}"
 
 
 class Ecr(Provider):
@@ -26,7 +27,7 @@ class Ecr(Provider):
     arn_services: ClassVar[tuple[str, ...]] = ("ecr",)
     resource_kinds: ClassVar[frozenset[str]] = frozenset({REPOSITORY})
 
-    targets: ClassVar[Mapping[str, Target]] = {
+    targets: ClassVar[Mapping[str, Target | Sequence[Target]]] = {
         **{
             name: Target(f"ecr:{name}", _REPOSITORY)
             for name in (
@@ -39,8 +40,9 @@ class Ecr(Provider):
             name: Target(f"ecr:{name}", "{resourceArn}")
             for name in ("TagResource", "UntagResource", "ListTagsForResource")
         },
-        "DescribeRepositories": Target(
-            "ecr:DescribeRepositories", "arn:{partition}:ecr:{region}:{account}:repository/*"
+        "DescribeRepositories": (
+            Target("ecr:DescribeRepositories", f"{_EACH}{{repositoryNames[]}}", given="repositoryNames"),
+            Target("ecr:DescribeRepositories", f"{_EACH}*", unless="repositoryNames"),
         ),
         "DescribeRegistry": Target("ecr:DescribeRegistry"),
     }
