@@ -337,6 +337,10 @@ def test_simulation_with_boundaries_resource_policies_and_context_keys(iam: Any,
     assert bound["PermissionsBoundaryDecisionDetail"] == {"AllowedByPermissionsBoundary": False}
     user_with_key(iam, "subject", allow("iam:ListUsers"))
     arn = iam.get_user(UserName="subject")["User"]["Arn"]
+    group = iam.create_group(GroupName="simulated")["Group"]["Arn"]
+    iam.put_group_policy(GroupName="simulated", PolicyName="own", PolicyDocument=document(allow("iam:ListRoles")))
+    of_group = iam.simulate_principal_policy(PolicySourceArn=group, ActionNames=["iam:ListUsers", "iam:ListRoles"])
+    assert [r["EvalDecision"] for r in of_group["EvaluationResults"]] == ["implicitDeny", "allowed"]
     deny = document({"Effect": "Deny", "Principal": "*", "Action": "iam:ListUsers", "Resource": "*"})
     plain = iam.simulate_principal_policy(PolicySourceArn=arn, ActionNames=["iam:ListUsers", "iam:ListRoles"])
     assert [r["EvalDecision"] for r in plain["EvaluationResults"]] == ["allowed", "implicitDeny"]

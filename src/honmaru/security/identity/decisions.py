@@ -138,7 +138,7 @@ class Decisions(Part):
         controls: Controls,
         stated: Mapping[str, Any],
     ) -> dict[str, Any]:
-        full: dict[str, Any] = {key.lower(): value for key, value in stated.items()}
+        full = lowered(stated)
         if resource is not None:
             full |= {key.lower(): value for key, value in resource.context.items()}
             full |= {f"aws:resourcetag/{key.lower()}": value for key, value in resource.tags.items()}
@@ -247,20 +247,26 @@ class Decisions(Part):
         resource_policy: PolicySet | None = None,
         caller: Caller | None = None,
     ) -> Decision:
-        """What IAM would say of a request of a user or role, as a session at `at` sees its policies, with `more` added.
+        """What IAM would say of a request of a user, role or group's member, as a session at `at` sees its policies,
+        with `more` added.
 
         `boundary` replaces the principal's own. Raises NotFound when there is no such principal at or below `at`.
         """
+        account = principal_arn.split(":", 5)[4] if principal_arn.count(":") >= 5 else ""
+        group = self.directories.of(account).group_policies(principal_arn, at) if ":group/" in principal_arn else None
+        if group is not None:
+            scps = self.organization.controls(account, at).scps
+            own = PolicySet.union([group, *more])
+            return decide(action, resource_arn, lowered(context), identity=own, boundary=boundary, scps=scps)
         principal = self.principal_by_arn(principal_arn, at)
         if principal is None:
             raise NotFound(f"The entity {principal_arn} cannot be found.", code="NoSuchEntity")
-        lowered = {key.lower(): value for key, value in context.items()}
-        lowered.setdefault("aws:principalarn", principal.arn)
+        stated = lowered(context)
+        stated.setdefault("aws:principalarn", principal.arn)
         if principal.kind == entities.USER:
-            lowered.setdefault("aws:username", principal.name)
+            stated.setdefault("aws:username", principal.name)
         for key, value in principal.tags.items():
-            lowered.setdefault(f"aws:principaltag/{key.lower()}", value)
-        account = principal.arn.split(":", 5)[4]
+            stated.setdefault(f"aws:principaltag/{key.lower()}", value)
         controls = self.organization.controls(account, at)
         side = ResourcePolicy()
         if resource_policy is not None:
@@ -269,12 +275,17 @@ class Decisions(Part):
         return decide(
             action,
             resource_arn,
-            lowered,
+            stated,
             identity=PolicySet.union([principal.policies, *more]) if more else principal.policies,
             boundary=boundary if boundary is not None else principal.boundary,
             of_resource=side,
             scps=() if principal.service_linked else controls.scps,
         )
+
+
+def lowered(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Condition keys in lower case."""
+    return {key.lower(): value for key, value in context.items()}
 
 
 _TYPES = {"assumed-role": "AssumedRole", "federated-user": "FederatedUser", "user": "User"}

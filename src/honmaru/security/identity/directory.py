@@ -165,6 +165,14 @@ class Directory:
                 sets.append(compile_policy(text, policy_arn))
         return PolicySet.union(sets)
 
+    def group_policies(self, group_arn: str, at: Label) -> PolicySet | None:
+        """The policies of the visible group of exactly that ARN."""
+        record = self.visible(entities.GROUP, group_arn.rpartition("/")[2], at)
+        if record is None:
+            return None
+        own = entities.arn(self._partition, self.account, entities.GROUP, record.body["path"], record.name)
+        return self._policies(record.body, record.label) if own == group_arn else None
+
     def policy_texts(self, kind: str, name: str, at: Label) -> list[str]:
         """The documents of all policies of a user, group or role, its groups' and its boundary included."""
         record = self.visible(kind, name, at)
