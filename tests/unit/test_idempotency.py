@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 
 import boto3
@@ -10,6 +11,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from honmaru.core.errors import Conflict, IntegrityFault, StoreUnavailable
+from honmaru.core.labels import Label
 from honmaru.security import idempotency
 from honmaru.security.calls import Provider
 from honmaru.security.guard.records import Creation
@@ -240,3 +242,39 @@ def test_a_crash_behind_the_commit_loses_neither_work_nor_answer(keep, monkeypat
     assert made == [0]
     assert len(list(call(after).records.iterate("thing"))) == 1
     after.close()
+
+
+class Asking(Provider):
+    """Asks IAM by itself."""
+
+    service = "logs"
+    unauthorized = frozenset({"PutQueryDefinition"})
+
+    def __init__(self):
+        self.asked = 0
+
+    def put_query_definition(self, call, request):
+        self.asked += 1
+        call.authorize("logs:PutQueryDefinition", "*")
+        return {"queryDefinitionId": "id"}
+
+
+def test_nothing_is_repeated_before_iam_was_asked_again(tmp_path):
+    """At the door for the one, by the operation itself for the other: who may not is told nothing."""
+    asking = Asking()
+    members = {"name": "n", "queryString": "q", "clientToken": "t" * 36}
+    body = json.dumps(members).encode()
+    headers = [("Content-Type", "application/x-amz-json-1.1"), ("X-Amz-Target", "Logs_20140328.PutQueryDefinition")]
+    for provider in (asking, Definitions()):
+        gateway = GatewayUnderTest(tmp_path / type(provider).__name__, [provider])
+        gateway.identity.create_user("ann", "SECRET", [])
+        ann = gateway.identity.access_key("ann", Label.parse("SECRET"))
+        replies = [
+            gateway.send(gateway.signed("logs", "POST", "/", headers=headers, body=body, key=key))
+            for key in (gateway.high, gateway.high, ann)
+        ]
+        assert [reply.status for reply in replies] == [200, 200, 400], replies
+        assert b"AccessDenied" in replies[2].body
+        assert replies[0].body == replies[1].body
+        gateway.close()
+    assert asking.asked == 3

@@ -95,7 +95,9 @@ class _Bound:
         self.context = provider.context
         self.prompt = operation.name in provider.prompt
         self.payload = _payload(operation)
-        if not self.asynchronous and idempotency.has_token(operation.input_shape["members"]):
+        # An operation that asks IAM by itself must do so before anything is repeated: it cares for its tokens itself.
+        asked_here = operation.name not in provider.unauthorized
+        if asked_here and not self.asynchronous and idempotency.has_token(operation.input_shape["members"]):
             self.method = idempotency.repeatable(method, code=_mismatch_code(operation))
 
 

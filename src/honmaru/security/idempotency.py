@@ -15,6 +15,8 @@ Invariants:
 - An answer that was given is in a durable note before it leaves.
 - A token belongs to one account, operation and label: what another label did with it is neither seen nor disturbed.
 - The same token with other members is refused as a Conflict and changes nothing.
+- Nobody is told an answer without being asked of IAM again: the gateway repeats behind its own question, and an
+  operation that asks by itself asks before it calls `once`.
 - Notes older than KEPT_FOR are forgotten (`forget_old`); AWS keeps them for hours.
 
 Source: "Idempotency", AWS SDKs' reference; smithy.api#idempotencyToken.

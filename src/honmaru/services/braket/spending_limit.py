@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any
 
 from honmaru.core.errors import ValidationFault
-from honmaru.jobs.quantum_devices import Devices
+from honmaru.jobs.quantum_devices import Device, Devices
 from honmaru.jobs.quantum_spending import Limit, Spending
 from honmaru.ports.runtime import Ids
 from honmaru.security import idempotency
@@ -28,14 +28,14 @@ _USD = re.compile(r"\d{1,12}(\.\d{1,2})?")
 
 
 def create(call: Call, request: Mapping[str, Any], devices: Devices, ids: Ids) -> dict[str, Any]:
-    return idempotency.once(call, request, lambda: _made(call, request, devices, ids))
+    device = devices.named(request["deviceArn"])
+    call.authorize("braket:CreateSpendingLimit", device.arn(call.session.partition))  # before anything is repeated
+    return idempotency.once(call, request, lambda: _made(call, request, device, ids))
 
 
 def _made(
-    call: Call, request: Mapping[str, Any], devices: Devices, ids: Ids
+    call: Call, request: Mapping[str, Any], device: Device, ids: Ids
 ) -> tuple[list[GuardedChange], dict[str, Any]]:
-    device = devices.named(request["deviceArn"])
-    call.authorize("braket:CreateSpendingLimit", device.arn(call.session.partition))
     name = ids.uuid()
     arn = call.arn("braket", f"spending-limit/{name}")
     body = {
