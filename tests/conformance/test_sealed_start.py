@@ -128,3 +128,46 @@ def test_the_inventory_is_printed_both_ways() -> None:
         if {"name": "honmaru:cnsa2.0", "value": "no"} in component["properties"]
     ]
     assert outside and all(any(p["name"] == "honmaru:reason" for p in one["properties"]) for one in outside)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not os.environ.get("HONMARU_LONG"), reason="starts an enclave twice: make test-keys")
+def test_a_new_enclave_is_sealed_by_a_token_then_by_a_passphrase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = Path("/usr/lib/softhsm/libsofthsm2.so")
+    if not module.exists():
+        pytest.skip("SoftHSM is not installed: apt-get install softhsm2")
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "softhsm2.conf").write_text(f"directories.tokendir = {tmp_path / 'tokens'}\n")
+    monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "softhsm2.conf"))
+    init = ["softhsm2-util", "--init-token", "--free", "--label", "keep", "--pin", "1234", "--so-pin", "5678"]
+    subprocess.run(init, check=True, capture_output=True)
+    enclave = LiveEnclave(tmp_path / "data")
+    seal = ("seal", "--token", "keep", "--module", str(module))
+    wrong = honmaru(*seal, data=enclave.data, stdin="0000\n")
+    assert wrong.returncode == 1 and "PIN" in wrong.stderr
+    assert honmaru(*seal, data=enclave.data, stdin="1234\n").returncode == 0
+    assert not list(enclave.data.rglob("root.key"))
+    up_sealed(enclave)
+    try:
+        assert "PIN" in honmaru("unseal", data=enclave.data, stdin="9999\n").stderr
+        assert "Unsealed" in honmaru("unseal", data=enclave.data, stdin="1234\n").stdout
+        assert answers(enclave)
+        key = enclave.client("kms").create_key()["KeyMetadata"]["KeyId"]
+        assert "under a new root key" in honmaru("crypto", "rotate", data=enclave.data).stdout
+    finally:
+        enclave.down()
+    passphrase = "correct horse battery"
+    differ = honmaru("seal", "--passphrase", data=enclave.data, stdin=f"1234\n{passphrase}\n{passphrase}!\n")
+    assert differ.returncode == 1 and "differ" in differ.stderr
+    changed = honmaru("seal", "--passphrase", data=enclave.data, stdin=f"1234\n{passphrase}\n{passphrase}\n")
+    assert changed.returncode == 0, changed.stderr
+    up_sealed(enclave)
+    try:
+        assert "does not open" in honmaru("unseal", data=enclave.data, stdin="a wrong passphrase\n").stderr
+        assert "Unsealed" in honmaru("unseal", data=enclave.data, stdin=f"{passphrase}\n").stdout
+        assert answers(enclave)
+        enclave.client("kms").encrypt(KeyId=key, Plaintext=b"x")
+    finally:
+        enclave.down()

@@ -79,3 +79,8 @@ def test_an_empty_secret_is_not_stored(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="empty"):
         read_or_create(tmp_path / "k" / "a", lambda: b"")
     assert not (tmp_path / "k" / "a").exists()
+
+
+def test_missing_parents_are_private_too(tmp_path: Path) -> None:
+    private_directory(tmp_path / "a" / "b" / "c")
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("a", "a/b", "a/b/c")] == [0o700] * 3

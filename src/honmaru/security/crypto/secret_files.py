@@ -88,7 +88,8 @@ def _draft(path: Path, secret: bytes) -> Path:
 
 def private_directory(path: Path) -> None:
     """Make a directory (and its parents) with mode 0700; raises ConfigurationFault when others may enter it."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)  # `parents=True` would give those the process's own mode
     status = path.stat()
     problems = []
     if status.st_mode & _SHARED:
