@@ -6,6 +6,7 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -244,15 +245,18 @@ def test_eleven_thousand_accounts_in_two_minutes_and_none_slows_another(tmp_path
         first = site.account("first")
         sts = site.within(first, "sts")
 
-        def median() -> float:
-            times = []
-            for _ in range(50):
-                begun = time.perf_counter()
-                sts.get_caller_identity()
-                times.append(time.perf_counter() - begun)
-            return sorted(times)[25]
+        def cpu_s() -> float:
+            """User and system time of the enclave: what it does, whatever else the machine does."""
+            fields = Path(f"/proc/{enclave.pid}/stat").read_text().rpartition(")")[2].split()
+            return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-        before = median()
+        def each() -> float:
+            begun = cpu_s()
+            for _ in range(300):
+                sts.get_caller_identity()
+            return (cpu_s() - begun) / 300
+
+        before = each()
         begun = time.perf_counter()
         with ThreadPoolExecutor(8) as pool:
             list(
@@ -261,8 +265,8 @@ def test_eleven_thousand_accounts_in_two_minutes_and_none_slows_another(tmp_path
                 )
             )
         took = time.perf_counter() - begun
-        after = median()
-        print(f"11,000 accounts in {took:.0f} s; a call took {before * 1e3:.1f} ms before, {after * 1e3:.1f} ms after")
+        after = each()
+        print(f"11,000 accounts in {took:.0f} s; CPU of a call {before * 1e3:.2f} ms before, {after * 1e3:.2f} after")
         assert took < 120
         assert after < before * 2
     finally:
