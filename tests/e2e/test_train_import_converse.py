@@ -137,9 +137,9 @@ def test_from_labelled_text_to_a_governed_answering_model(enclave: LiveEnclave) 
     assert json.loads(native["body"].read())["generation_token_count"] <= 5
     chunks = list(runtime.invoke_model_with_response_stream(modelId=model, body=body)["body"])
     assert "amazon-bedrock-invocationMetrics" in json.loads(chunks[-1]["chunk"]["bytes"])
-    with pytest.raises(ClientError, match="tool use") as refused:
-        tool = {"toolSpec": {"name": "t", "inputSchema": {"json": {}}}}
-        runtime.converse(**question, toolConfig={"tools": [tool]})
+    with pytest.raises(ClientError, match="images") as refused:
+        image = {"image": {"format": "png", "source": {"bytes": b"x"}}}
+        runtime.converse(**{**question, "messages": [{"role": "user", "content": [image]}]})
     assert refused.value.response["Error"]["Code"] == "ValidationException"
 
     low = enclave.client("bedrock-runtime", "carol", "UNCLASSIFIED")
