@@ -109,3 +109,12 @@ def test_destroying_a_key_shreds_what_it_sealed_and_says_so(site: Site) -> None:
     assert [entry["resources"][0]["ARN"].endswith(site.key) for entry in entries if entry["eventName"] == "DeleteKey"]
     keep.close()  # folds the write-ahead log into the database: nothing of the wrapped material is left on disk
     assert bytes(row.body) not in database.read_bytes() and not database.with_name("records.db-wal").exists()
+
+
+def test_a_bucket_takes_its_keys_along(site: Site) -> None:
+    site.put("shared", BucketKeyEnabled=True)
+    records = site.keep.guard.records(WHO, "s3")
+    assert len(list(records.iterate("bucket-key"))) == 1
+    site("s3", "delete_object", Bucket="bucket", Key="shared")
+    site("s3", "delete_bucket", Bucket="bucket")
+    assert not list(records.iterate("bucket-key"))

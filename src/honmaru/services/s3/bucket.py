@@ -155,7 +155,8 @@ def delete(call: Call, request: Mapping[str, Any]) -> dict[str, Any]:
                 code="BucketNotEmpty",
                 members={"BucketName": record.name},
             )
-        changes: list[GuardedChange] = [Removal(record)]
+        keys = records.iterate_instances("bucket-key", prefix=inside)
+        changes: list[GuardedChange] = [Removal(record), *(Removal(key) for key in keys if key.label == record.label)]
         conditions = [NoneLeft("object", inside), NoneLeft("upload", inside)]
         blobs: list[str] = []
         for upload in records.iterate("upload", prefix=inside):
