@@ -132,7 +132,7 @@ def test_metrics_are_put_listed_and_read_at_their_label(enclave: LiveEnclave) ->
     above = {"Namespace": "App", "MetricName": "Latency", "Dimensions": [{"Name": "Api", "Value": "y"}]}
     assert low.get_metric_statistics(**above, **span, Period=60, Statistics=["Sum"])["Datapoints"] == []
     with pytest.raises(ClientError) as refused:
-        low.get_metric_data(MetricDataQueries=[{"Id": "e", "Expression": "SEARCH('x', 'Sum')"}], **span)
+        low.get_metric_data(MetricDataQueries=[{"Id": "e", "Expression": "ANOMALY_DETECTION_BAND(m)"}], **span)
     assert code_of(refused) == "ValidationError"
     with pytest.raises(ClientError) as refused:
         low.put_metric_data(Namespace="AWS/X", MetricData=[{"MetricName": "a", "Value": 1.0}])

@@ -480,3 +480,24 @@ def test_a_composite_alarm_follows_what_its_label_sees(desk: Desk) -> None:
         desk.ask("put_metric_alarm", LOW, **{**ALARM, "AlarmName": "all"})
     desk.ask("delete_alarms", LOW, AlarmNames=["all"])
     assert composites(LOW) == {}
+
+
+def test_search_finds_what_its_session_sees(desk: Desk) -> None:
+    for who, api in ((LOW, "read"), (LOW, "write"), (HIGH, "secret")):
+        desk.put(2.0, who=who, name="Calls", dimensions={"Api": api})
+    desk.put(5.0, who=LOW, name="Errors", dimensions={"Api": "read", "Code": "x"})
+    span = {"StartTime": desk.now - timedelta(hours=1), "EndTime": desk.now + timedelta(minutes=1)}
+
+    def ask(text: str, who: Any = LOW, id_: str = "e") -> list[tuple[str, float]]:
+        queries = [{"Id": id_, "Expression": text}]
+        found = desk.ask("get_metric_data", who, MetricDataQueries=queries, **span)["MetricDataResults"]
+        return [(each["Label"], sum(each["Values"])) for each in found]
+
+    assert ask("SEARCH('{N,Api} MetricName=\"Calls\"', 'Sum', 60)") == [("e read Calls", 2.0), ("e write Calls", 2.0)]
+    assert ask("SUM(SEARCH('{N,Api} calls', 'Sum', 60))") == [("e", 4.0)]
+    assert ask("SUM(SEARCH('{N,Api} calls', 'Sum', 60))", HIGH) == [("e", 6.0)]
+    assert ask("SEARCH('Namespace=\"N\" Api=rea AND errors', 'Maximum')") == [("e", 5.0)]
+    assert ask("SEARCH('{N} calls', 'Sum', 60)") == []
+    for bad in ("SEARCH('a OR b', 'Sum', 60)", "SEARCH('', 'Sum', 60)", "SEARCH('a', 'Sum', x)", "SEARCH(a, 'Sum')"):
+        with pytest.raises(ValidationFault):
+            ask(bad)

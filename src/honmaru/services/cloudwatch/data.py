@@ -18,6 +18,7 @@ from honmaru.services.cloudwatch.faults import contradictory, invalid, malformed
 from honmaru.services.cloudwatch.metric_math import Environment, evaluate
 from honmaru.services.cloudwatch.points import BASIC, Point, Statistic, statistic
 from honmaru.services.cloudwatch.putting import dimensions
+from honmaru.services.cloudwatch.searching import MAX_SERIES, parsed
 from honmaru.services.cloudwatch.series import Values
 from honmaru.services.cloudwatch.store import MetricStore, Series, moment
 from honmaru.services.cloudwatch.tokens import read_token, write_token
@@ -133,6 +134,7 @@ def query(
         {each["Id"]: each.get("Period") for each in queries},
         start,
         end,
+        lambda text, stat, period: _search(records, store, text, stat, period, start, end),
     )
     for each in queries:
         if each.get("Expression"):
@@ -140,6 +142,29 @@ def query(
             base = each.get("Label") or each["Id"]
             known[each["Id"]] = [(base if len(found) == 1 else f"{base} {name}", values) for name, values in found]
     return known
+
+
+def _search(
+    records: GuardedRecords, store: MetricStore, text: str, stat: str, period: int, start: int, end: int
+) -> list[tuple[str, Values]]:
+    """The series of every visible metric that a search expression fits, by name."""
+    check_period(period)
+    if (end - start) // period > _MAX_PERIODS:
+        raise malformed(f"The time range holds more than {_MAX_PERIODS} periods of {period} seconds.")
+    namespace, fits = parsed(text)
+    found: list[tuple[str, Values]] = []
+    for record in store.metrics(records, namespace, ""):
+        if not fits(record.body):
+            continue
+        if len(found) == MAX_SERIES:
+            raise malformed(f"SEARCH finds more than {MAX_SERIES} metrics: say more exactly which")
+        body = record.body
+        named = [{"Name": name, "Value": value} for name, value in body["dimensions"]]
+        metric = {"Namespace": body["namespace"], "MetricName": body["name"], "Dimensions": named}
+        label = " ".join([*(value for _, value in body["dimensions"]), body["name"]])
+        found.append((label, read(records, store, {"Metric": metric, "Period": period, "Stat": stat}, start, end)))
+    found.sort(key=lambda pair: pair[0])
+    return found
 
 
 def read(records: GuardedRecords, store: MetricStore, stat: Mapping[str, Any], start: int, end: int) -> Values:

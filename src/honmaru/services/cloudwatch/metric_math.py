@@ -6,7 +6,7 @@ A value is a number, a series, or several series. Operators work period by perio
 a comparison gives 1 or 0.
 
 Invariants:
-- A function or form that is not carried (SEARCH, ANOMALY_DETECTION_BAND, ...) is refused by name.
+- A function or form that is not carried (ANOMALY_DETECTION_BAND, INSIGHT_RULE_METRIC, ...) is refused by name.
 - Expressions that need each other are refused, not followed for ever; depth and length are bounded.
 - A result that is not a finite number is no datapoint.
 
@@ -18,13 +18,23 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from itertools import pairwise
 
 from honmaru.core.errors import ValidationFault
 from honmaru.services.cloudwatch.faults import malformed
+from honmaru.services.cloudwatch.metric_functions import (
+    ARITHMETIC,
+    COMPARE,
+    FUNCTIONS,
+    Many,
+    Result,
+    combined,
+    each_series,
+    filled,
+    many,
+    mapped,
+)
 from honmaru.services.cloudwatch.series import Values
 
 _TOKEN = re.compile(
@@ -33,10 +43,6 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _MAX_DEPTH = 50
-_MAX_FILLED = 100_800
-
-Many = list[tuple[str, Values]]
-Result = float | Values | Many
 
 
 @dataclass
@@ -48,6 +54,8 @@ class Environment:
     periods: Mapping[str, int | None]
     start: int
     end: int
+    search: Callable[[str, str, int], Many] | None = None
+    """(expression, statistic, period) → the series of every metric that fits."""
     done: dict[str, Result] = field(default_factory=dict)
     open: set[str] = field(default_factory=set)
 
@@ -139,20 +147,20 @@ class _Parser:
     def _compared(self) -> Result:
         left = self._sum()
         while sign := self._take("==", "!=", "<=", ">=", "<", ">"):
-            compare = _COMPARE[sign]
+            compare = COMPARE[sign]
             left = combined(left, self._sum(), lambda a, b, compare=compare: float(compare(a, b)))  # type: ignore[misc]
         return left
 
     def _sum(self) -> Result:
         left = self._product()
         while sign := self._take("+", "-"):
-            left = combined(left, self._product(), _ARITHMETIC[sign])
+            left = combined(left, self._product(), ARITHMETIC[sign])
         return left
 
     def _product(self) -> Result:
         left = self._power()
         while sign := self._take("*", "/"):
-            left = combined(left, self._power(), _ARITHMETIC[sign])
+            left = combined(left, self._power(), ARITHMETIC[sign])
         return left
 
     def _power(self) -> Result:
@@ -161,7 +169,7 @@ class _Parser:
             self._depth += 1
             if self._depth > _MAX_DEPTH:
                 raise malformed("it is nested too deeply")
-            left = combined(left, self._power(), _ARITHMETIC["^"])
+            left = combined(left, self._power(), ARITHMETIC["^"])
             self._depth -= 1
         return left
 
@@ -202,6 +210,8 @@ class _Parser:
             return self._metrics()
         if name == "FILL":
             return self._fill()
+        if name == "SEARCH" and self._environment.search is not None:
+            return self._search(self._environment.search)
         if name in FUNCTIONS:
             least, most, apply = FUNCTIONS[name]
             arguments = self._arguments(")")
@@ -217,19 +227,37 @@ class _Parser:
         self._expect(")")
         return [(name, values) for name, values in self._environment.series.items() if part in name]
 
+    def _search(self, search: Callable[[str, str, int], Many]) -> Many:
+        texts = []
+        for _ in range(2):
+            kind, text = self._next()
+            if kind != "text":
+                raise malformed("SEARCH takes 'an expression', 'a statistic' and a period")
+            texts.append(text[1:-1])
+            self._take(",")
+        period = 300
+        if not self._take(")"):
+            kind, text = self._next()
+            if kind != "number" or not text.isdecimal():
+                raise malformed("SEARCH: the period is a number of seconds")
+            period = int(text)
+            self._expect(")")
+        return search(texts[0], texts[1], period)
+
     def _fill(self) -> Result:
         source = self._either()
+        start, end = self._environment.start, self._environment.end
         self._expect(",")
         word = self._tokens[self._at][1].upper() if self._at < len(self._tokens) else ""
         if word in ("REPEAT", "LINEAR"):
             self._at += 1
             self._expect(")")
-            return _each(source, lambda values: _filled(values, self._environment, word))
+            return each_series(source, lambda values: filled(values, start, end, word))
         with_value = self._either()
         self._expect(")")
         if isinstance(with_value, list):
             raise malformed("FILL takes a number, a series, REPEAT or LINEAR")
-        return _each(source, lambda values: _filled(values, self._environment, with_value))
+        return each_series(source, lambda values: filled(values, start, end, with_value))
 
     def _arguments(self, end: str) -> list[Result]:
         if self._take(end):
@@ -263,245 +291,3 @@ class _Parser:
     def _expect(self, mark: str) -> None:
         if not self._take(mark):
             raise malformed(f"expected {mark!r}")
-
-
-_COMPARE: Mapping[str, Callable[[float, float], bool]] = {
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<=": operator.le,
-    ">=": operator.ge,
-    "<": operator.lt,
-    ">": operator.gt,
-}
-
-
-def _divided(a: float, b: float) -> float:
-    return a / b if b else math.nan
-
-
-def _raised(a: float, b: float) -> float:
-    try:
-        return math.pow(a, b)
-    except (OverflowError, ValueError):
-        return math.nan
-
-
-_ARITHMETIC: Mapping[str, Callable[[float, float], float]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "/": _divided,
-    "^": _raised,
-}
-
-
-def many(result: Result) -> Many:
-    """A result as several series. Raises ValidationFault for a number."""
-    if isinstance(result, float):
-        raise malformed("a number stands where a series is needed")
-    return result if isinstance(result, list) else [("", result)]
-
-
-def combined(left: Result, right: Result, apply: Callable[[float, float], float]) -> Result:
-    """An operator on two values, period by period."""
-    if isinstance(left, list) and isinstance(right, list):
-        raise malformed("an operator takes several series on one side only")
-    if isinstance(left, list):
-        return [(name, _one(combined(values, right, apply))) for name, values in left]
-    if isinstance(right, list):
-        return [(name, _one(combined(left, values, apply))) for name, values in right]
-    if isinstance(left, float) and isinstance(right, float):
-        return apply(left, right)
-    if isinstance(left, float):
-        return mapped(right, lambda value: apply(left, value))
-    if isinstance(right, float):
-        return mapped(left, lambda value: apply(value, right))
-    points = {
-        second: apply(value, right.points[second]) for second, value in left.points.items() if second in right.points
-    }
-    return Values(points, max(left.period, right.period))
-
-
-def mapped(result: Result, apply: Callable[[float], float]) -> Result:
-    if isinstance(result, float):
-        return apply(result)
-    return _each(
-        result, lambda values: Values({at: apply(value) for at, value in values.points.items()}, values.period)
-    )
-
-
-def _each(result: Result, apply: Callable[[Values], Values]) -> Result:
-    if isinstance(result, float):
-        raise malformed("a number stands where a series is needed")
-    if isinstance(result, list):
-        return [(name, apply(values)) for name, values in result]
-    return apply(result)
-
-
-def _one(result: Result) -> Values:
-    if not isinstance(result, Values):
-        raise malformed("a series is needed here")
-    return result
-
-
-def _filled(values: Values, environment: Environment, with_value: Result | str) -> Values:
-    period = values.period
-    start = environment.start // period * period
-    if (environment.end - start) // period > _MAX_FILLED:
-        raise malformed(f"FILL makes at most {_MAX_FILLED} datapoints")
-    known = values.ordered()
-    points: dict[int, float] = {}
-    place = 0
-    for second in range(start, environment.end, period):
-        if second in values.points:
-            points[second] = values.points[second]
-        elif isinstance(with_value, float):
-            points[second] = with_value
-        elif isinstance(with_value, Values):
-            if second in with_value.points:
-                points[second] = with_value.points[second]
-        else:
-            while place < len(known) and known[place][0] < second:
-                place += 1
-            before = known[place - 1] if place else None
-            after = known[place] if place < len(known) else None
-            if with_value == "REPEAT" and before is not None:
-                points[second] = before[1]
-            elif with_value == "LINEAR" and before is not None and after is not None:
-                share = (second - before[0]) / (after[0] - before[0])
-                points[second] = before[1] + (after[1] - before[1]) * share
-    return Values(points, period)
-
-
-def _if(arguments: Sequence[Result]) -> Result:
-    condition, yes = arguments[0], arguments[1]
-    no: Result | None = arguments[2] if len(arguments) == 3 else None
-    if isinstance(condition, float):
-        if no is None and not condition:
-            return Values({}, yes.period if isinstance(yes, Values) else 60)
-        return yes if condition or no is None else no
-    chosen = _one(condition)
-    points: dict[int, float] = {}
-    for second, truth in chosen.points.items():
-        side = yes if truth else no
-        if isinstance(side, float):
-            points[second] = side
-        elif isinstance(side, Values) and second in side.points:
-            points[second] = side.points[second]
-    return Values(points, chosen.period)
-
-
-def _gathered(apply: Callable[[Sequence[float]], float]) -> Callable[[Sequence[Result]], Result]:
-    """Of one series a number; of several, the series of what each period gives."""
-
-    def function(arguments: Sequence[Result]) -> Result:
-        if len(arguments) > 1:
-            if all(isinstance(argument, float) for argument in arguments):
-                return apply([argument for argument in arguments if isinstance(argument, float)])
-            source: Result = [pair for argument in arguments for pair in many(argument)]
-        else:
-            source = arguments[0]
-        if isinstance(source, float):
-            return source
-        if isinstance(source, Values):
-            return apply(list(source.points.values())) if source.points else math.nan
-        periods: dict[int, list[float]] = {}
-        for _, values in source:
-            for second, value in values.points.items():
-                periods.setdefault(second, []).append(value)
-        period = max((values.period for _, values in source), default=60)
-        return Values({second: apply(found) for second, found in periods.items()}, period)
-
-    return function
-
-
-def _steps(apply: Callable[[tuple[int, float], tuple[int, float]], float]) -> Callable[[Sequence[Result]], Result]:
-    def differences(values: Values) -> Values:
-        known = values.ordered()
-        pairs = pairwise(known)
-        return Values({after[0]: apply(before, after) for before, after in pairs}, values.period)
-
-    return lambda arguments: _each(arguments[0], differences)
-
-
-def _running(arguments: Sequence[Result]) -> Result:
-    def running(values: Values) -> Values:
-        total, points = 0.0, {}
-        for second, value in values.ordered():
-            total += value
-            points[second] = total
-        return Values(points, values.period)
-
-    return _each(arguments[0], running)
-
-
-def _edge(place: int) -> Callable[[Sequence[Result]], Result]:
-    def edge(arguments: Sequence[Result]) -> Result:
-        source = arguments[0]
-        if isinstance(source, list):
-            if not source:
-                raise malformed("there is no series")
-            return source[place][1]
-        known = _one(source).ordered()
-        return known[place][1] if known else math.nan
-
-    return edge
-
-
-def _period(arguments: Sequence[Result]) -> Result:
-    return float(_one(arguments[0]).period)
-
-
-def _times(of: Callable[[datetime], float]) -> Callable[[Sequence[Result]], Result]:
-    def times(values: Values) -> Values:
-        return Values({at: of(datetime.fromtimestamp(at, UTC)) for at in values.points}, values.period)
-
-    return lambda arguments: _each(arguments[0], times)
-
-
-def _safe(apply: Callable[[float], float]) -> Callable[[Sequence[Result]], Result]:
-    def one(value: float) -> float:
-        try:
-            return float(apply(value))
-        except (ValueError, OverflowError):
-            return math.nan
-
-    return lambda arguments: mapped(arguments[0], one)
-
-
-def _deviation(values: Sequence[float]) -> float:
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
-
-
-FUNCTIONS: Mapping[str, tuple[int, int, Callable[[Sequence[Result]], Result]]] = {
-    # name: (least arguments, most arguments, what it gives)
-    "ABS": (1, 1, _safe(abs)),
-    "CEIL": (1, 1, _safe(math.ceil)),
-    "FLOOR": (1, 1, _safe(math.floor)),
-    "LOG": (1, 1, _safe(math.log)),
-    "LOG10": (1, 1, _safe(math.log10)),
-    "SUM": (1, 500, _gathered(math.fsum)),
-    "AVG": (1, 500, _gathered(lambda values: math.fsum(values) / len(values))),
-    "MIN": (1, 500, _gathered(min)),
-    "MAX": (1, 500, _gathered(max)),
-    "STDDEV": (1, 500, _gathered(_deviation)),
-    "DATAPOINT_COUNT": (1, 1, _gathered(lambda values: float(len(values)))),
-    "METRIC_COUNT": (1, 1, lambda arguments: float(len(many(arguments[0])))),
-    "IF": (2, 3, _if),
-    "RATE": (1, 1, _steps(lambda before, after: (after[1] - before[1]) / (after[0] - before[0]))),
-    "DIFF": (1, 1, _steps(lambda before, after: after[1] - before[1])),
-    "DIFF_TIME": (1, 1, _steps(lambda before, after: float(after[0] - before[0]))),
-    "RUNNING_SUM": (1, 1, _running),
-    "FIRST": (1, 1, _edge(0)),
-    "LAST": (1, 1, _edge(-1)),
-    "PERIOD": (1, 1, _period),
-    "REMOVE_EMPTY": (1, 1, lambda arguments: [pair for pair in many(arguments[0]) if pair[1].points]),
-    "MINUTE": (1, 1, _times(lambda at: float(at.minute))),
-    "HOUR": (1, 1, _times(lambda at: float(at.hour))),
-    "DAY": (1, 1, _times(lambda at: float(at.isoweekday()))),
-    "DATE": (1, 1, _times(lambda at: float(at.day))),
-    "MONTH": (1, 1, _times(lambda at: float(at.month))),
-    "YEAR": (1, 1, _times(lambda at: float(at.year))),
-    "EPOCH": (1, 1, _times(lambda at: at.timestamp())),
-}
