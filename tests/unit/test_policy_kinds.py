@@ -237,8 +237,8 @@ def agree(seed: int, worlds: int, requests: int) -> dict[Effect, int]:
 
 
 def test_the_compiled_evaluator_agrees_with_the_published_rules_on_all_kinds_of_policies() -> None:
-    seen = agree(20261124, 400, 25)
-    assert min(seen.values()) > 300, seen
+    seen = agree(20261124, 300, 20)
+    assert min(seen.values()) > 150, seen
 
 
 @pytest.mark.long
