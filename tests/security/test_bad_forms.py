@@ -7,7 +7,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from honmaru.core.errors import RequestFault
@@ -62,7 +62,8 @@ def test_a_form_without_an_end_to_its_fields_is_cut_off() -> None:
             head.feed(b"x" * 1000)
 
 
-@given(st.text(max_size=200))
+@settings(max_examples=40)
+@given(st.text(max_size=60))
 def test_any_content_type_has_a_boundary_or_is_refused(text: str) -> None:
     with suppress(RequestFault):
         assert boundary_of(f"multipart/form-data; {text}")

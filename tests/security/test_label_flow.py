@@ -217,7 +217,7 @@ def settings_request(action: Action) -> tuple[str, dict[str, Any]]:
     chance = random.Random(action.draw)
     if _is_the_clocks(action):
         return "", {}
-    place = {"Bucket": chance.choice(BUCKETS)}
+    place = {"Bucket": BUCKETS[0]}  # one bucket: what is looked for needs a rule, an object and a run to meet
     thing = {**place, "Key": chance.choice(KEYS)}
     number = action.number
     statement = {
@@ -226,14 +226,13 @@ def settings_request(action: Action) -> tuple[str, dict[str, Any]]:
         "Action": "s3:GetObject",
         "Resource": f"arn:aws-iso:s3:::{place['Bucket']}/{number}",
     }
-    rule = {"Status": "Enabled", "Filter": {"Prefix": chance.choice(KEYS)}, "ID": str(number)}
+    rule = {"Status": "Enabled", "Filter": {"Prefix": chance.choice(["", "a"])}, "ID": str(number)}
     expiry = {**rule, "Expiration": {"Date": world_epoch()}}
     cors = {"AllowedMethods": ["GET"], "AllowedOrigins": [f"http://{number}"]}
     status = {"Status": chance.choice(["Enabled", "Suspended"])}
     table: list[tuple[str, dict[str, Any]]] = [
         ("PutBucketPolicy", {**place, "Policy": json.dumps({"Statement": statement})}),
-        ("PutBucketLifecycleConfiguration", {**place, "LifecycleConfiguration": {"Rules": [expiry]}}),
-        ("PutBucketLifecycleConfiguration", {**place, "LifecycleConfiguration": {"Rules": [expiry]}}),
+        *([("PutBucketLifecycleConfiguration", {**place, "LifecycleConfiguration": {"Rules": [expiry]}})] * 6),
         ("PutBucketCors", {**place, "CORSConfiguration": {"CORSRules": [cors]}}),
         ("PutPublicAccessBlock", {**place, "PublicAccessBlockConfiguration": {"BlockPublicAcls": bool(number % 2)}}),
         (
