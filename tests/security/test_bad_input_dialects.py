@@ -11,10 +11,10 @@ from typing import ClassVar
 import pytest
 
 from honmaru.api.models import ServiceModels
-from honmaru.core.errors import EngineFailed, NotFound, NotReady, Throttled
-from honmaru.core.labels import Label
 from honmaru.core.conversation.chat import _REQUEST as OPENAI_PARAMETERS
 from honmaru.core.conversation.claude import _REQUEST as ANTHROPIC_PARAMETERS
+from honmaru.core.errors import EngineFailed, NotFound, NotReady, Throttled
+from honmaru.core.labels import Label
 from honmaru.gateway.limits import Limits
 from honmaru.security.calls import Provider, Target
 from honmaru.testing.gateways import ACCOUNT, HOST, GatewayUnderTest, Request
