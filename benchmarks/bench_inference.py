@@ -260,13 +260,11 @@ def engines(seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         model = small_model(Path(name) / "model")
-        rounds = {1: 8, 8: 6, 32: 4}
-        for engine in ("openvino", "transformers"):
-            for concurrent in (1, 8, 32):
-                arguments = [engine, str(model), str(concurrent), str(TOKENS), str(rounds[concurrent]), str(cores)]
-                command = [sys.executable, str(HERE / "bare_engines.py"), *arguments]
-                done = subprocess.run(command, text=True, capture_output=True, check=True)
-                found[f"{engine}-{concurrent}"] = float(done.stdout.splitlines()[-1])
+        measured: dict[str, dict[int, int]] = {
+            "openvino": {1: 8, 8: 6, 32: 4},
+            "transformers": {1: 1, 8: 1, 32: 1},
+        }
+        show_engine("openvino, bare", found, "openvino", model, measured["openvino"], cores)
         enclave = LiveEnclave(Path(name) / "data", "us-gov-west-1", http=True).up()
         try:
             imported = import_model(enclave, model)
@@ -279,9 +277,23 @@ def engines(seconds: float) -> dict[str, Any]:
                 found[f"honmaru-{concurrent}"] = asyncio.run(closed_loop(enclave.port, asked, concurrent, seconds * 2))
         finally:
             enclave.down()
-    for engine in ("honmaru", "openvino", "transformers"):
-        print(f"{engine:24}" + "".join(f"{found[f'{engine}-{concurrent}']:>10.0f}" for concurrent in (1, 8, 32)))
+        row("honmaru, embedded", [found[f"honmaru-{concurrent}"] for concurrent in (1, 8, 32)])
+        show_engine("transformers, bare", found, "transformers", model, measured["transformers"], cores)
     return found
+
+
+def row(name: str, values: list[float]) -> None:
+    print(f"{name:24}" + "".join(f"{value:>10.0f}" for value in values), flush=True)
+
+
+def show_engine(name: str, found: dict[str, Any], engine: str, model: Path, rounds: dict[int, int], cores: int) -> None:
+    """Measure one engine without honmaru, in a process of its own for each number of requests."""
+    for concurrent, count in rounds.items():
+        arguments = [engine, str(model), str(concurrent), str(TOKENS), str(count), str(cores)]
+        command = [sys.executable, str(HERE / "bare_engines.py"), *arguments]
+        done = subprocess.run(command, text=True, capture_output=True, check=True)
+        found[f"{engine}-{concurrent}"] = float(done.stdout.splitlines()[-1])
+    row(name, [found[f"{engine}-{concurrent}"] for concurrent in rounds])
 
 
 def import_model(enclave: LiveEnclave, model: Path) -> str:
