@@ -16,7 +16,7 @@ from honmaru.core.labels import Label
 from honmaru.gateway.limits import Limits
 from honmaru.testing.gateways import REGION, GatewayUnderTest, Reply
 
-LIMITS = Limits(principal_requests_s=2.0, burst_s=2.0, account_requests_s=1000.0, unverified_bytes=400_000)
+LIMITS = Limits(principal_requests_s=0.5, burst_s=8.0, account_requests_s=1000.0, unverified_bytes=400_000)
 FORM = ("Content-Type", "application/x-www-form-urlencoded; charset=utf-8")
 IDENTITY = b"Action=GetCallerIdentity&Version=2011-06-15"
 
@@ -46,7 +46,7 @@ def test_a_throttled_client_learns_it_in_its_protocol_and_botocore_retries(
     with gateway.served() as port:
         hasty = client(service, port, gateway.low, 1)
         with pytest.raises(botocore.exceptions.ClientError) as refused:
-            for _ in range(6):
+            for _ in range(100):
                 getattr(hasty, operation)()
         assert refused.value.response["Error"]["Code"] == code
         assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == status
@@ -137,7 +137,7 @@ async def send_slowly(gateway: GatewayUnderTest, request: object, waiting: async
 
 
 def test_an_account_has_a_rate_too(tmp_path: Path) -> None:
-    gateway = GatewayUnderTest(tmp_path, limits=replace(LIMITS, principal_requests_s=0.0, account_requests_s=2.0))
+    gateway = GatewayUnderTest(tmp_path, limits=replace(LIMITS, principal_requests_s=0.0, account_requests_s=0.5))
     try:
         gateway.identity.create_user("bob", "SECRET", ["AdministratorAccess"])
         keys = [gateway.high, gateway.identity.access_key("bob", Label.parse("SECRET"))]
