@@ -25,6 +25,7 @@ from botocore import xform_name
 
 from honmaru.core.errors import HonmaruError
 from honmaru.core.sessions import Session
+from honmaru.ports.events import Event
 from honmaru.security.calls import Call
 from honmaru.security.guard import Guard, GuardedRecords, Record
 from honmaru.services.s3 import bucket as bucket_module
@@ -33,7 +34,7 @@ from honmaru.services.s3.bucket import BucketCommits
 from honmaru.services.s3.lifecycle_runner import LifecycleRunner
 from honmaru.services.s3.notification import Outbox, bus_of
 from honmaru.services.s3.provider import S3
-from honmaru.testing.keep import Keep, Upload, quick_directory, session
+from honmaru.testing.keep import Keep, SeededIds, Upload, quick_directory, session
 
 SESSIONS = [
     session(marking, name=f"user{number}")
@@ -287,7 +288,7 @@ def settings_step(world: World, action: Action) -> str:
         runner = LifecycleRunner(
             world.keep.guard,
             world.keep.clock,
-            world.keep.ids,
+            OneId(f"run {action.number}"),
             world.s3._commits,
             partition="aws-iso",
             region="us-iso-east-1",
@@ -295,10 +296,22 @@ def settings_step(world: World, action: Action) -> str:
         runner.run()
         return ""
     outbox = Outbox(world.keep.guard)
-    events = outbox.read(action.who, bus_of("aws-iso", "us-iso-east-1", action.who.account))
+    events = sorted(outbox.read(action.who, bus_of("aws-iso", "us-iso-east-1", action.who.account)), key=_told)
     own = [event for event in events if event.label == action.who.label]
     outbox.acknowledge(action.who, own[:1])
-    return repr([(event.label.canonical, event.detail) for event in events])
+    return repr([_told(event) for event in events])
+
+
+class OneId(SeededIds):
+    """The same request id for everything that one run of the runner does: in life they are random, and drawn in a row
+    they would tell here how many were drawn before."""
+
+    def uuid(self) -> str:
+        return self._seed
+
+
+def _told(event: Event) -> str:
+    return repr((event.detail["eventTime"], event.label.canonical, event.detail))
 
 
 STEPS = {"guard": guard_step, "s3": s3_step, "settings": settings_step}
