@@ -58,6 +58,8 @@ class OpenVinoEngine:
         scheduler.enable_prefix_caching = False
         properties = {"INFERENCE_NUM_THREADS": threads}
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(gguf), scheduler, "CPU", properties)
+        self._reasons = openvino_genai.GenerationFinishReason
+        self._states = openvino_genai.GenerationStatus
         self._numbers = itertools.count(1)
         self._inbox: queue.SimpleQueue[_Submission | _Cancellation | None] = queue.SimpleQueue()
         self._requests: dict[int, _Request] = {}
@@ -128,24 +130,24 @@ class OpenVinoEngine:
                 del self._requests[number]
 
     def _read(self, request: _Request) -> bool:
-        from openvino_genai import GenerationFinishReason, GenerationStatus
-
-        ended = request.handle.get_status() != GenerationStatus.RUNNING
-        if request.handle.can_read():
-            for output in request.handle.read().values():
+        """Pass on what a request has written; True when it has ended. Only the stepping thread makes it write."""
+        reasons, handle = self._reasons, request.handle
+        if handle.can_read():
+            for output in handle.read().values():
                 reason = output.finish_reason
                 chances = [(chance, ()) for chance in output.generated_log_probs] if request.chances else ()
-                if reason == GenerationFinishReason.NONE:
+                if reason == reasons.NONE:
                     request.emit(output.generated_ids, None, chances)
                     continue
-                finish = "length" if reason == GenerationFinishReason.LENGTH else "stop"
-                request.emit(output.generated_ids, finish, chances)
+                request.emit(output.generated_ids, "length" if reason == reasons.LENGTH else "stop", chances)
                 return True
-        elif ended:
-            ignored = request.handle.get_status() == GenerationStatus.IGNORED
-            request.emit((), "error: the request does not fit the engine's memory" if ignored else "stop")
-            return True
-        return False
+            return False
+        status = handle.get_status()
+        if status == self._states.RUNNING:
+            return False
+        ignored = status == self._states.IGNORED
+        request.emit((), "error: the request does not fit the engine's memory" if ignored else "stop")
+        return True
 
 
 def _configuration(sampling: Sampling) -> Any:
