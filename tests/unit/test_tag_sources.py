@@ -8,7 +8,8 @@ from typing import Any
 from honmaru.api.names import method_name
 from honmaru.app.enclave import Enclave
 from honmaru.app.settings import Settings
-from honmaru.app.tag_sources import ROWS, ServiceTags, tag_sources
+from honmaru.app.tag_sources import ROWS, BucketTags, ServiceTags, tag_sources
+from honmaru.security.calls import Provider
 from honmaru.testing.keep import quick_directory, session
 
 
@@ -37,3 +38,16 @@ def test_every_row_is_of_a_carried_service_and_writes_through_its_operations() -
             enclave.gateway.close()
             enclave.ledger.close()
             enclave.records.close()
+
+
+def test_only_the_bucket_that_iam_is_asked_about_is_a_bucket() -> None:
+    call: Any = SimpleNamespace(session=session("SECRET"), account="123456789012")
+    source = BucketTags(Provider())
+    assert source.owns(call, "arn:aws-iso:s3:::mine")
+    for arn in (
+        "arn:aws-iso:s3:::mine:victim",
+        "arn:aws-iso:s3:::mine:::victim",
+        "arn:aws-iso:s3:::",
+        "arn:aws:s3:::x",
+    ):
+        assert not source.owns(call, arn), arn

@@ -204,7 +204,8 @@ class BucketTags:
                 yield f"arn:{call.session.partition}:s3:::{record.name}", record.body["tags"]
 
     def owns(self, call: Call, arn: str) -> bool:
-        return arn.startswith(f"arn:{call.session.partition}:s3:::") and "/" not in arn
+        head, _, bucket = arn.partition(":::")
+        return head == f"arn:{call.session.partition}:s3" and bool(bucket) and not {"/", ":"} & set(bucket)
 
     def tag(self, call: Call, arn: str, tags: Tags) -> None:
         self._replace(call, arn, lambda own: {**own, **tags})
@@ -213,7 +214,7 @@ class BucketTags:
         self._replace(call, arn, lambda own: {key: value for key, value in own.items() if key not in keys})
 
     def _replace(self, call: Call, arn: str, change: Callable[[Tags], Tags]) -> None:
-        bucket = _last(arn).rpartition(":")[2]
+        bucket = arn.partition(":::")[2]  # all of what IAM is asked about: nothing else may be changed
         call.authorize("s3:PutBucketTagging", arn)
         record = call.records_of("s3").get("bucket", bucket)
         tags = change({} if record is None else record.body.get("tags") or {})
