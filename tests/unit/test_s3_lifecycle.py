@@ -308,3 +308,50 @@ def test_the_header_that_announces_expiry(bench: Bench) -> None:
     assert bench.put(U, "x1")["Expiration"] == announced
     assert bench(U, "HeadObject", Key="x1")["Expiration"] == announced == bench(U, "GetObject", Key="x1")["Expiration"]
     assert bench.put(U, "y")["Expiration"] is None and bench(S, "HeadObject", Key="x1")["Expiration"] == announced
+
+
+def test_a_rule_of_more_days_than_there_are_breaks_neither_its_bucket_nor_the_next(bench: Bench) -> None:
+    bench.put(U, "a")
+    far = {"Days": 2**31 - 1}
+    bench.rules(
+        U,
+        {
+            "Expiration": far,
+            "NoncurrentVersionExpiration": {"NoncurrentDays": 2**31 - 1},
+            "AbortIncompleteMultipartUpload": {"DaysAfterInitiation": 2**31 - 1},
+        },
+    )
+    assert "9999" in bench.put(U, "b")["Expiration"]
+    assert "9999" in bench(U, "HeadObject", Key="a")["Expiration"]
+    assert bench(U, "CreateMultipartUpload", Key="u")["AbortDate"].year == 9999
+    bench(S, "CreateBucket", Bucket="later")
+    bench(
+        S,
+        "PutBucketLifecycleConfiguration",
+        Bucket="later",
+        LifecycleConfiguration={"Rules": [{"Status": "Enabled", "Filter": {}, **DAYS}]},
+    )
+    bench.put(S, "x", Bucket="later")
+    assert bench.after(3) == {"objects expired": 1}
+    assert bench.keys(U) == ["a", "b"]
+
+
+def test_a_bucket_that_fails_holds_no_other_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.put(U, "a")
+    bench.rules(U, DAYS)
+    whole = LifecycleRunner._of_bucket
+
+    def broken(runner: LifecycleRunner, bucket: Any, *more: Any) -> Any:
+        if bucket.name == "a-first":
+            raise ZeroDivisionError
+        return whole(runner, bucket, *more)
+
+    bench(U, "CreateBucket", Bucket="a-first")
+    bench(
+        U,
+        "PutBucketLifecycleConfiguration",
+        Bucket="a-first",
+        LifecycleConfiguration={"Rules": [{"Status": "Enabled", "Filter": {}, **DAYS}]},
+    )
+    monkeypatch.setattr(LifecycleRunner, "_of_bucket", broken)
+    assert bench.after(3) == {"objects expired": 1}

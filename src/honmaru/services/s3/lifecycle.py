@@ -24,6 +24,7 @@ from honmaru.services.s3 import bucket as buckets
 from honmaru.services.s3 import settings
 
 _LIMIT = 1000
+_NEVER = datetime(9999, 12, 31, tzinfo=UTC)
 _SIZE_MODE = "all_storage_classes_128K"
 _FILTERS = ("Prefix", "Tag", "ObjectSizeGreaterThan", "ObjectSizeLessThan", "And")
 _ACTIONS = ("Expiration", "NoncurrentVersionExpiration", "AbortIncompleteMultipartUpload")
@@ -294,8 +295,14 @@ def aborts(rules: Sequence[Rule], key: str, since: datetime) -> tuple[datetime, 
 
 
 def due(since: datetime, days: int) -> datetime:
-    """The midnight UTC that ends a number of days: S3 adds the days and rounds up to the next midnight."""
-    moment = since.astimezone(UTC) + timedelta(days=days)
+    """The midnight UTC that ends a number of days: S3 adds the days and rounds up to the next midnight.
+
+    At most `_NEVER`: days may be more than a calendar has.
+    """
+    since = since.astimezone(UTC)
+    if days >= (_NEVER - since).days:
+        return _NEVER
+    moment = since + timedelta(days=days)
     floor = _midnight(moment)
     return floor if floor == moment else floor + timedelta(days=1)
 

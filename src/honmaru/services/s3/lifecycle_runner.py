@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import date, datetime
@@ -31,6 +32,8 @@ from honmaru.services.s3.events import EXPIRATION
 
 EVERY_S = 900.0
 """How often the rules are looked at. What they mean changes at midnight UTC, or when they are put."""
+
+_LOG = logging.getLogger(__name__)
 
 
 class _WrittenAgain(Exception):
@@ -70,7 +73,11 @@ class LifecycleRunner:
             place = (bucket.account, bucket.label.canonical, bucket.name)
             state = (now.date(), bucket.version)
             if rules and self._done.get(place) != state:
-                done += self._of_bucket(bucket, rules, now)
+                try:
+                    done += self._of_bucket(bucket, rules, now)
+                except Exception as fault:  # whatever one bucket's owner made of it, the others' are gone through
+                    _LOG.error("a bucket's lifecycle could not be carried out: %s", type(fault).__name__)
+                    continue
                 self._done[place] = state
         for account, label in places:
             call = self._call(account, label, now)
