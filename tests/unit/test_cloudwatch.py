@@ -373,6 +373,40 @@ def test_an_alarm_on_metric_math(desk: Desk) -> None:
             desk.ask("put_metric_alarm", **plain, Metrics=broken)
 
 
+def test_an_alarm_whose_numbers_overflow_holds_no_other_up(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    metric = {"Metric": {"Namespace": "N", "MetricName": "m"}, "Period": 60, "Stat": "Sum"}
+    plain = {key: ALARM[key] for key in ("EvaluationPeriods", "Threshold", "ComparisonOperator")}
+    for number, text in enumerate(("STDDEV([m1 * 1e200, m1])", "SUM([m1 * 1e308, m1 * 1e308])", "AVG([m1/0, m1])")):
+        queries = [
+            {"Id": "m1", "MetricStat": metric, "ReturnData": False},
+            {"Id": "e1", "Expression": text, "ReturnData": True},
+        ]
+        desk.ask("put_metric_alarm", LOW, **plain, AlarmName=f" {number}", Metrics=queries)  # the first of all names
+    desk.ask("put_metric_alarm", **ALARM)
+    desk.put(1.5, who=LOW)
+    desk.put(6.0)
+    desk.keep.clock.seconds += 61
+    desk.alarms.evaluate()
+    name = ALARM["AlarmName"]
+    assert desk.ask("describe_alarms", AlarmNames=[name])["MetricAlarms"][0]["StateValue"] != "INSUFFICIENT_DATA"
+
+    def broken(*_: Any) -> None:
+        raise ZeroDivisionError
+
+    desk.put(0.0)
+    desk.keep.clock.seconds += 3600
+    monkeypatch.setattr("honmaru.services.cloudwatch.watching.measured", broken)
+    desk.alarms.evaluate()  # it says so in the log, and looks at the next one
+
+
+def test_a_search_in_periods_of_nothing_is_refused(desk: Desk) -> None:
+    query = {"Id": "s", "Expression": "SEARCH('{N}', 'Sum', 0)"}
+    with pytest.raises(ValidationFault):
+        desk.ask(
+            "get_metric_data", MetricDataQueries=[query], StartTime=desk.now - timedelta(hours=1), EndTime=desk.now
+        )
+
+
 @pytest.mark.parametrize(
     "change",
     [

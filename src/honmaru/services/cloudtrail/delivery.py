@@ -28,7 +28,7 @@ from typing import Any
 
 import orjson
 
-from honmaru.core.errors import AccessDenied, Conflict, HonmaruError, NotFound
+from honmaru.core.errors import AccessDenied, Conflict, NotFound
 from honmaru.core.labels import Label
 from honmaru.core.sessions import Session, platform_session
 from honmaru.ports.deliveries import Deliveries
@@ -82,7 +82,7 @@ class Delivery:
                 files += _Work(self, session, records, trail).run()
             except Conflict:
                 continue  # the trail was changed meanwhile; the next time will do
-            except HonmaruError as fault:
+            except Exception as fault:  # one trail holds no other up
                 _LOG.error("a trail could not be delivered: %s", type(fault).__name__)
         return files
 

@@ -187,7 +187,7 @@ def read(records: GuardedRecords, store: MetricStore, stat: Mapping[str, Any], s
 
 def check_period(period: int) -> None:
     """Raises ValidationFault unless the period is one that AWS takes."""
-    if period not in (1, 5, 10, 20, 30) and period % 60:
+    if period < 1 or (period not in (1, 5, 10, 20, 30) and period % 60):
         raise invalid("The parameter Period must be 1, 5, 10, 20, 30 or a multiple of 60.")
 
 

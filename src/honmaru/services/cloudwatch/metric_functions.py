@@ -149,8 +149,21 @@ def _if(arguments: Sequence[Result]) -> Result:
     return Values(points, chosen.period)
 
 
+def _bounded(apply: Callable[[Sequence[float]], float]) -> Callable[[Sequence[float]], float]:
+    """No number where the numbers are too large: `math.fsum` and powers raise what sums of floats do not."""
+
+    def bounded(values: Sequence[float]) -> float:
+        try:
+            return apply(values)
+        except (ValueError, OverflowError):
+            return math.nan
+
+    return bounded
+
+
 def _gathered(apply: Callable[[Sequence[float]], float]) -> Callable[[Sequence[Result]], Result]:
     """Of one series a number; of several, the series of what each period gives."""
+    apply = _bounded(apply)
 
     def function(arguments: Sequence[Result]) -> Result:
         if len(arguments) > 1:

@@ -22,6 +22,7 @@ Source: Amazon CloudWatch user guide, "Metrics retention".
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -40,6 +41,7 @@ SERVICE = "cloudwatch"
 METRIC = "metric"
 EXPIRE_EVERY_S = 3600.0
 _SEPARATOR = "\x1f"
+_LOG = logging.getLogger(__name__)
 
 Dimensions = tuple[tuple[str, str], ...]
 
@@ -257,6 +259,8 @@ class Expiry:
                 gone += self._roll(records, metric, now)
             except Conflict:
                 continue  # it is being written to; the next time will do
+            except Exception as fault:  # one metric holds no other up; values may be above this log
+                _LOG.error("a metric could not be rolled up: %s", type(fault).__name__)
         return gone
 
     def _roll(self, records: GuardedRecords, metric: Record, now: datetime) -> int:

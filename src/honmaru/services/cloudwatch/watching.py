@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from honmaru.core.errors import Conflict, HonmaruError
+from honmaru.core.errors import Conflict
 from honmaru.core.sessions import platform_session
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.guard import Guard, GuardedRecords, Record
@@ -65,7 +65,7 @@ class AlarmWatch:
                 changed += self._look(alarm, now)
             except Conflict:
                 continue  # it was changed meanwhile; the next time will do
-            except HonmaruError as fault:
+            except Exception as fault:  # whatever one alarm's owner made of it, the others' are looked at
                 _LOG.error("an alarm could not be evaluated: %s", type(fault).__name__)
             period = min(_LATEST_S, max(10, _pace(alarm.body["settings"])))
             due = (now.timestamp() // period + 1) * period

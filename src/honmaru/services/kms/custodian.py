@@ -12,6 +12,7 @@ Source: AWS KMS developer guide, "Deleting keys"; CloudTrail's DeleteKey event; 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ from honmaru.services.kms.keys import ALIAS, GRANT, KEY, current
 from honmaru.services.kms.vault import MATERIAL, Vault
 
 INTERVAL_S = 60.0
+_LOG = logging.getLogger(__name__)
 
 
 class EntryLog(Protocol):
@@ -58,6 +60,8 @@ class Custodian:
                 done += self._tend(key)
             except Conflict:
                 continue  # changed at this moment by its owner: looked at again the next time
+            except Exception as fault:  # one key holds no other up
+                _LOG.error("a key could not be tended: %s", type(fault).__name__)
         return done
 
     def _tend(self, key: Record) -> int:

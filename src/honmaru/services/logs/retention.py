@@ -8,6 +8,8 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
+
 from honmaru.core.errors import Conflict
 from honmaru.core.sessions import platform_session
 from honmaru.ports.runtime import Clock
@@ -16,6 +18,7 @@ from honmaru.services.logs.store import GROUP, SERVICE, LogStore
 
 EVERY_S = 900.0
 _DAY_MS = 86_400_000
+_LOG = logging.getLogger(__name__)
 
 
 class Retention:
@@ -45,4 +48,6 @@ class Retention:
                     expired += self._store.expire(records, stream, now_ms - int(days) * _DAY_MS)
                 except Conflict:
                     continue  # it is being written to; the next time will do
+                except Exception as fault:  # one stream holds no other up; values may be above this log
+                    _LOG.error("a log stream could not be expired: %s", type(fault).__name__)
         return expired
