@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -427,3 +428,20 @@ def test_iam_asks_iam(account: Account, admin: Session) -> None:
         with pytest.raises(AccessDenied) as refusal:
             account(ann, operation, **request)
         assert f"is not authorized to perform: iam:{operation} on resource: " in refusal.value.message
+
+
+def test_nobody_puts_themselves_where_control_policies_do_not_bind(account: Account, admin: Session) -> None:
+    path = "/aws-service-role/guardduty.amazonaws.com/"
+    account(admin, "CreateUser", UserName="ann")
+    account(admin, "CreateGroup", GroupName="people")
+    for operation, named in (
+        ("CreateUser", {"UserName": "eve", "Path": path}),
+        ("UpdateUser", {"UserName": "ann", "NewPath": path}),
+        ("CreateRole", {"RoleName": "eve", "Path": path, "AssumeRolePolicyDocument": TRUST}),
+        ("UpdateGroup", {"GroupName": "people", "NewPath": path}),
+    ):
+        refused("ValidationError", lambda operation=operation, named=named: account(admin, operation, **named))
+    ann = account.identity.directory.principal(entities.USER, "ann", Label.parse("UNCLASSIFIED"))
+    assert ann is not None and not replace(ann, path=path).service_linked
+    role = account(admin, "CreateServiceLinkedRole", AWSServiceName="guardduty.amazonaws.com")["Role"]
+    assert role["Path"] == path

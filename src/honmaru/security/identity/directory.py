@@ -46,7 +46,7 @@ class Principal:
 
     @property
     def service_linked(self) -> bool:
-        return self.path.startswith(entities.SERVICE_LINKED_PATH)
+        return self.kind == entities.ROLE and self.path.startswith(entities.SERVICE_LINKED_PATH)
 
 
 class Directories:

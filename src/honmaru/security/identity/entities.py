@@ -58,7 +58,13 @@ def check_name(name: str, limit: int = 64) -> None:
 
 
 def check_path(path: str) -> None:
-    """Raises ValidationFault unless the path is `/` or starts and ends with it."""
+    """Raises ValidationFault unless the path is `/` or starts and ends with it, and is not the platform's own."""
+    if path.startswith(SERVICE_LINKED_PATH):
+        # What lies there is bound by no control policy of an organisation: only CreateServiceLinkedRole puts it there.
+        raise ValidationFault(
+            f"The path {SERVICE_LINKED_PATH} is reserved for service-linked roles: call CreateServiceLinkedRole",
+            code="ValidationError",
+        )
     if not _PATH.fullmatch(path):
         raise ValidationFault(
             f"The specified value for path is invalid: {path[:160]!r}. It must begin and end with /",
