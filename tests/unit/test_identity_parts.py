@@ -240,6 +240,72 @@ def test_an_issuer_is_asked_once_a_minute_however_many_tokens_come(desk: Desk) -
     assert issuers.asked == 2
 
 
+class Published:
+    """Issuers that publish the keys of this file."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def fetch(self, issuer: str, thumbprints: Any) -> list[Any]:
+        self.asked.append(issuer)
+        return jwks()
+
+
+def identity_token(desk: Desk, **claims: Any) -> str:
+    now = desk.keep.clock.now().timestamp()
+    full = {"iss": "https://issuer.example", "sub": "mallory", "aud": "me", "iat": now, "exp": now + 60, **claims}
+    signed = ".".join(b64(json.dumps(part).encode()) for part in ({"alg": "RS256", "kid": "r"}, full))
+    return f"{signed}.{b64(KEYS['r'].sign(signed.encode(), padding.PKCS1v15(), SHA256()))}"  # type: ignore[attr-defined]
+
+
+def federated(desk: Desk, label: Label = BOTTOM) -> tuple[Published, str]:
+    """An issuer, its provider, and a role for alice alone."""
+    issuers = desk.identity.issuer_keys = Published()
+    body = {"id": "OIDC1", "clients": ["me"], "thumbprints": [], "tags": {"honmaru:clearance": "SECRET"}}
+    desk.identity.directory.trusted.create(ACCOUNT, label, entities.OIDC_PROVIDER, "issuer.example", body)
+    trust = {
+        "Effect": "Allow",
+        "Principal": {"Federated": f"arn:aws-iso:iam::{ACCOUNT}:oidc-provider/issuer.example"},
+        "Action": "sts:AssumeRoleWithWebIdentity",
+        "Condition": {"StringEquals": {"issuer.example:sub": "alice"}},
+    }
+    return issuers, desk.role("web", trust, allow("s3:*"))
+
+
+def test_a_claim_in_another_case_stands_in_for_no_other(desk: Desk) -> None:
+    _, role = federated(desk)
+    take = desk.identity.assume_role_with_web_identity
+    assert take(AssumeRole(role, "web"), identity_token(desk, sub="alice"))[1].subject == "alice"
+    for extra in ({"SUB": "alice"}, {"Sub": "alice", "sUb": "alice"}):
+        with pytest.raises(AccessDenied):
+            take(AssumeRole(role, "web"), identity_token(desk, **extra))
+
+
+def test_an_unverified_token_learns_nothing_of_providers_and_roles_above(desk: Desk) -> None:
+    secret = {"https://aws.amazon.com/tags": {"principal_tags": {"honmaru:label": ["SECRET"]}}}
+    issuers, role = federated(desk, Label.parse("SECRET"))
+    said = []
+    for issuer in ("https://issuer.example", "https://nobody.example"):
+        with pytest.raises(AuthenticationFailed) as refusal:
+            token = identity_token(desk, sub="alice", iss=issuer, **secret)
+            desk.identity.assume_role_with_web_identity(AssumeRole(role, "web"), token)
+        said.append((refusal.value.code, refusal.value.message))
+    assert said[0] == said[1] and issuers.asked == []
+
+
+def test_a_transitive_tag_cannot_be_set_again_in_another_case(desk: Desk) -> None:
+    ann = desk.user("ann", allow("sts:*"))
+    anybody = {"Effect": "Allow", "Principal": "*", "Action": ["sts:AssumeRole", "sts:TagSession"]}
+    first, second = desk.role("first", anybody, allow("sts:*")), desk.role("second", anybody, allow("sts:*"))
+    asked = AssumeRole(first, "one", tags={"Project": "red"}, transitive=frozenset({"Project"}))
+    session = desk.identity.assume_role(ann, asked).session
+    for name in ("Project", "project", "PROJECT"):
+        with pytest.raises(ValidationFault):
+            again = AssumeRole(second, "two", tags={name: "blue"}, transitive=frozenset({name}))
+            desk.identity.assume_role(session, again)
+    assert desk.identity.assume_role(session, AssumeRole(second, "two")).session.tags == {"Project": "red"}
+
+
 # Key ids, networks
 
 

@@ -5,6 +5,8 @@ Invariants:
   is a provider of the role's own account, for an audience that the provider lists.
 - The issuer's word about labels is taken up to the clearance tag of its provider, which only somebody who holds that
   clearance can set; without one it opens sessions at the lowest label only.
+- Who asks is nobody, at the lowest label: provider, role and session policies are those that are seen there, so an
+  unverified token learns nothing of what lies above, and the ledger's lowest log names nothing that does.
 - An issuer is asked for its keys at most once a minute, whoever brings how many tokens.
 
 Source: STS API reference AssumeRoleWithWebIdentity; IAM user guide "OIDC federation"; RFC 8725.
@@ -12,6 +14,7 @@ Source: STS API reference AssumeRoleWithWebIdentity; IAM user guide "OIDC federa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -60,11 +63,11 @@ class Federation(Sessions):
         denied = AccessDenied("Not authorized to perform sts:AssumeRoleWithWebIdentity")
         parts = request.role_arn.split(":", 5)
         account = parts[4] if len(parts) == 6 else ""
-        provider = self._provider(account, str(token.claims.get("iss", "")), label)
+        provider = self._provider(account, str(token.claims.get("iss", "")))
         if provider is None:
             raise jwt.invalid("No OpenIDConnect provider found in your account for the issuer of the token")
         identity = self._verified(provider, token)
-        role = self.principal_by_arn(request.role_arn, label)
+        role = self.principal_by_arn(request.role_arn, BOTTOM)
         if role is None or role.kind != entities.ROLE or not self._admits(role, identity, token, request):
             raise denied
         chain = (
@@ -77,7 +80,7 @@ class Federation(Sessions):
         duration_s = self._duration(None, role, request.duration_s)
         session = replace(
             self._role_session(role, label, request.session_name, f"{identity.provider_arn}/{identity.subject}"),
-            session_policy=self._session_policy(request, account, label),
+            session_policy=self._session_policy(request, account, BOTTOM),
             tags=tags,
             transitive_tags=transitive,
             source_identity=request.source_identity or "",
@@ -87,10 +90,10 @@ class Federation(Sessions):
         )
         return self.issue(session, duration_s, packed), identity
 
-    def _provider(self, account: str, issuer: str, label: Any) -> Record | None:
+    def _provider(self, account: str, issuer: str) -> Record | None:
         if not issuer.startswith("https://") or not self.organization.known(account):
             return None
-        return self.directories.of(account).visible(entities.OIDC_PROVIDER, issuer.removeprefix("https://"), label)
+        return self.directories.of(account).visible(entities.OIDC_PROVIDER, issuer.removeprefix("https://"), BOTTOM)
 
     def _verified(self, provider: Record, token: jwt.Token) -> WebIdentity:
         """Who the token is about, once everything about it was checked."""
@@ -139,10 +142,10 @@ class Federation(Sessions):
         who = Caller(federated=identity.provider_arn)
         prefix = identity.issuer.removeprefix("https://").lower()
         context: dict[str, Any] = {
+            **{f"{prefix}:{name}": value for name, value in _plain(token.claims)},
             f"{prefix}:aud": identity.audience,
             f"{prefix}:sub": identity.subject,
             f"{prefix}:amr": token.claims.get("amr"),
-            **{f"{prefix}:{name}": value for name, value in _plain(token.claims)},
             "aws:currenttime": self.clock.now(),
             "aws:federatedprovider": identity.provider_arn,
             "sts:rolesessionname": request.session_name,
@@ -161,8 +164,10 @@ class Federation(Sessions):
 
 
 def _plain(claims: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Claims as condition keys, which fold case: of two that differ in case alone neither counts."""
+    folded = Counter(name.lower() for name in claims)
     return [
-        (name.lower(), value) for name, value in claims.items() if isinstance(value, str) and name not in ("aud", "sub")
+        (name.lower(), value) for name, value in claims.items() if isinstance(value, str) and folded[name.lower()] == 1
     ]
 
 

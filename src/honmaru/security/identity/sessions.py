@@ -73,8 +73,9 @@ class Sessions(Decisions):
         duration_s = self._duration(caller, role, request.duration_s)
         if caller.source_identity and request.source_identity not in (None, caller.source_identity):
             raise denied
-        passed = {key: caller.tags[key] for key in caller.transitive_tags if key in caller.tags}
-        if any(key in passed for key in request.tags):
+        passed = {key: caller.tags[key] for key in sorted(caller.transitive_tags) if key in caller.tags}
+        folded = {key.lower() for key in passed}  # as condition keys are: another case is the same tag
+        if any(key.lower() in folded for key in request.tags):
             raise ValidationFault(
                 "A session tag that is transitive in this session cannot be set again", code="ValidationError"
             )
@@ -82,7 +83,7 @@ class Sessions(Decisions):
         account = account_of(role)
         session = replace(
             self._role_session(role, label, request.session_name, caller.human),
-            session_policy=self._session_policy(request, account, label),
+            session_policy=self._session_policy(request, account, caller.label),
             tags={**request.tags, **passed},
             transitive_tags=frozenset(passed) | request.transitive,
             source_identity=request.source_identity or caller.source_identity,
