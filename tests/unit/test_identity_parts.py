@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.hashes import SHA1, SHA256
+from cryptography.hazmat.primitives.twofactor.totp import TOTP
 
 from honmaru.core.errors import AccessDenied, AuthenticationFailed, StoreUnavailable, ValidationFault
 from honmaru.core.labels import BOTTOM, Label
@@ -118,6 +119,39 @@ def test_a_code_is_spent_once_and_so_are_all_before_it(desk: Desk) -> None:
     assert not spend(ACCOUNT, secret, "device", 10)
     assert spend(ACCOUNT, secret, "device", 11)
     assert spend(ACCOUNT, BOTTOM, "device", 11), "what was spent above is not known below"
+
+
+def test_codes_are_not_guessed(desk: Desk) -> None:
+    ann = desk.user("ann", allow("sts:*"))
+    serial = f"arn:aws-iso:iam::{ACCOUNT}:mfa/ann"
+    body = {"id": "MFAD1", "path": "/", "serial": serial, "seed": SEED.hex(), "tags": {}, "user": "ann"}
+    body |= {"user_id": ann.principal_id}
+    desk.identity.directory.trusted.create(ACCOUNT, BOTTOM, entities.MFA_DEVICE, "ann", body)
+
+    def codes() -> tuple[str, str]:
+        now = desk.keep.clock.now().timestamp()
+        good = TOTP(SEED, 6, SHA1(), 30, enforce_key_length=False).generate(int(now)).decode()
+        texts = [f"{number:06d}" for number in range(1000)]
+        return good, next(t for t in texts if mfa.matching_step(SEED, t, now) is None)
+
+    def take(code: str) -> None:
+        desk.identity.session_token(ann, None, serial, code)
+
+    good, bad = codes()
+    for _ in range(9):
+        with pytest.raises(AccessDenied):
+            take(bad)
+    take(good)  # what is right makes the wrong ones forgotten
+    for _ in range(10):
+        with pytest.raises(AccessDenied):
+            take(bad)
+    desk.keep.clock.seconds += 60
+    good, _ = codes()
+    with pytest.raises(AccessDenied):
+        take(good)
+    desk.keep.clock.seconds += 3600
+    good, _ = codes()
+    take(good)
 
 
 # Identity tokens
@@ -473,6 +507,17 @@ def test_a_resource_policy_binds_from_the_moment_it_changes_and_is_read_once(des
     assert shelf.asked == before
     records.delete(record)
     assert not desk.may(ann, "s3:GetObject", arn)
+
+
+def test_an_arn_that_states_an_account_does_not_answer_for_one_that_states_none(desk: Desk) -> None:
+    desk.identity.resources.own(Shelf())
+    desk.member(OTHER)
+    ann, bob = desk.user("ann", allow("s3:*")), desk.user("bob", allow("s3:*"), account=OTHER)
+    opened = {"Effect": "Allow", "Principal": {"AWS": ACCOUNT}, "Action": "s3:*", "Resource": "*"}
+    text = json.dumps({"Version": "2012-10-17", "Statement": opened})
+    desk.keep.guard.records(bob, "s3").create("bucket", "box", {"policy": text})
+    assert desk.identity.require(ann, "s3:GetObject", f"arn:aws-iso:s3::{ACCOUNT}:box/k", {}) == ""
+    assert desk.identity.require(ann, "s3:GetObject", "arn:aws-iso:s3:::box/k", {}) == OTHER
 
 
 def test_a_policy_above_the_session_has_no_say(desk: Desk) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,14 @@ def test_a_bucket_takes_its_keys_along(site: Site) -> None:
     site("s3", "delete_object", Bucket="bucket", Key="shared")
     site("s3", "delete_bucket", Bucket="bucket")
     assert not list(records.iterate("bucket-key"))
+
+
+def test_a_guest_makes_no_key_in_the_account_whose_bucket_it_writes_to(site: Site) -> None:
+    host = "210987654321"
+    keys, facts = KmsKeys(site.vault), {"aws:s3:arn": "arn:aws-iso-b:s3:::theirs/k"}
+    call = site.keep.call(WHO, "put_object").within(host)
+    made = keys.data_key(call, "", facts, "s3")
+    assert made.arn.split(":")[4] == WHO.account
+    assert keys.open(site.keep.call(WHO, "get_object"), made.wrapped, facts, "s3") == made.plain
+    theirs = site.keep.guard.records(replace(WHO, account=host), "kms")
+    assert [*theirs.iterate("alias")] == [*theirs.iterate("key")] == []

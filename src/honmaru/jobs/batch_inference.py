@@ -37,6 +37,7 @@ SUBMITTED, IN_PROGRESS, STOPPING = "Submitted", "InProgress", "Stopping"
 COMPLETED, PARTIAL, FAILED, STOPPED, EXPIRED = "Completed", "PartiallyCompleted", "Failed", "Stopped", "Expired"
 PRINCIPAL = "bedrock.amazonaws.com"
 CHUNK = 64
+CHUNK_BYTES = 32 << 20
 AT_ONCE = 16
 MAX_RECORDS = 1_000_000
 MAX_LINE_BYTES = 25 << 20
@@ -133,7 +134,7 @@ class BatchInference:
         """Answer what is left of one file; False when the job ends or the enclave leaves before its end."""
         done = int((claim.body.get("progress") or {}).get(name, {}).get("records", 0))
         pending: list[bytes] = []
-        number = 0
+        number = size = 0
         for line in lines(self.buckets.read(session, stored.bucket, stored.key)):
             number += 1
             if number > MAX_RECORDS:
@@ -141,11 +142,12 @@ class BatchInference:
             if number <= done:
                 continue
             pending.append(line)
-            if len(pending) == CHUNK:
+            size += len(line)
+            if len(pending) == CHUNK or size > CHUNK_BYTES:
                 if not self._goes_on(claim, session, blobs):
                     return False
                 self._chunk(claim, session, model, blobs, name, pending)
-                pending = []
+                pending, size = [], 0
         if pending or not number:
             if not self._goes_on(claim, session, blobs):
                 return False
@@ -239,7 +241,11 @@ class BatchInference:
             counts.bad += 1
             code = 400 if isinstance(fault, RequestFault) else 500
             out["error"] = {"errorCode": code, "errorMessage": fault.message}
-        return native.written(out) + b"\n"
+        try:
+            return native.written(out) + b"\n"
+        except RecursionError:
+            error = {"errorCode": 400, "errorMessage": "the record is nested too deeply to be repeated here"}
+            return native.written({"recordId": out["recordId"], "error": out.get("error", error)}) + b"\n"
 
     async def _ask(
         self, session: Session, model: ModelArtifact, kind: str, given: Any, record_id: str, counts: Counts

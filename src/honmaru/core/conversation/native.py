@@ -485,8 +485,11 @@ def read(body: bytes, model: str, families: Sequence[str] = (), *, embeds: bool 
 
 
 def written(value: Any) -> bytes:
-    """A body or chunk as JSON."""
-    return orjson.dumps(value, default=_binary)
+    """A body or chunk as JSON. Raises RecursionError where a caller's own JSON is nested too deeply."""
+    try:
+        return orjson.dumps(value, default=_binary)
+    except TypeError:  # what callers send may hold large integers and lone surrogates, which orjson does not write
+        return json.dumps(value, default=_binary).encode()
 
 
 def _binary(value: Any) -> Any:

@@ -59,5 +59,6 @@ class Identity(SignIn, Federation, Usage, LocalOperator):
         self.resources = Resources(guard)
         self.issuer_keys = issuer_keys
         self._published = {}
+        self._missed = {}
         self._uses = {}
         self._written = {}

@@ -78,7 +78,8 @@ class Resources:
         if not place or "*" in place:
             return None
         known = self._known[owner.service]
-        key = (place, parts[4] or asking, label)
+        # An ARN that leaves its account out is another question than one that states the asker's own.
+        key = (place, parts[4] or f"*{asking}", label)
         try:
             found = known[key]
         except KeyError:

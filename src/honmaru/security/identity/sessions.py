@@ -6,6 +6,7 @@ Invariants:
   permitted by the ceiling.
 - A session that nobody's key stands behind (what the code of a job signs with) is raised to nothing and grants no
   clearance: its role may be cleared for more than the person who started the job.
+- One-time passwords are not guessed: after ten wrong ones a device is asked nothing more for the rest of the hour.
 - `human` is set from the user behind the chain, never from what a caller states; networks only ever add up.
 
 Source: STS API reference; IAM user guide "Passing session tags in STS", "Roles terms and concepts: role chaining".
@@ -44,6 +45,8 @@ _MIN_SESSION_S, _MAX_SESSION_S, _CHAINED_SESSION_S = 900, 129600, 3600
 _PACKED_BYTES = 2048
 _TAGS, _TAG_KEY, _TAG_VALUE = 50, 128, 256
 _POLICY_ARNS = 10
+_MISSES, _MISSES_WITHIN_S = 10, 3600.0
+"""Wrong one-time passwords of a device that are looked at in an hour: a code has a million values."""
 NOTHING = '{"Version":"2012-10-17","Statement":[{"Effect":"Allow","NotAction":"*","Resource":"*"}]}'
 """The session policy of a federated user without one: only resource policies that name the session allow."""
 _HONMARU_TAGS = frozenset((entities.LABEL_TAG, entities.NETWORK_TAG))
@@ -51,6 +54,8 @@ _HONMARU_TAGS = frozenset((entities.LABEL_TAG, entities.NETWORK_TAG))
 
 class Sessions(Decisions):
     """See the module."""
+
+    _missed: dict[tuple[str, Label], tuple[float, int]]
 
     def assume_role(self, caller: Session, request: AssumeRole) -> TemporaryCredential:
         """Temporary credentials of a role.
@@ -353,10 +358,28 @@ class Sessions(Decisions):
                 and body["serial"] == request.serial_number
                 and caller.label.dominates(device.label)
             ):
+                guessed = (str(body["id"]), caller.label)
+                if not self._may_try(guessed):
+                    break
                 step = mfa.matching_step(bytes.fromhex(body["seed"]), request.token_code, self.now_s())
                 if step is not None and self.spend(caller.account, caller.label, body["id"], step):
+                    self._missed.pop(guessed, None)
                     return self.now_s()
         raise failed
+
+    def _may_try(self, guessed: tuple[str, Label]) -> bool:
+        """Whether another code of a device is looked at, which counts as missed until it proves good.
+
+        Counted for each label, so that no session learns from a device what was tried above.
+        """
+        now = self.clock.monotonic()
+        since, count = self._missed.get(guessed, (now, 0))
+        if now - since >= _MISSES_WITHIN_S:
+            since, count = now, 0
+        if count >= _MISSES:
+            return False
+        self._missed[guessed] = (since, count + 1)
+        return True
 
     def spend(self, account: str, label: Label, device_id: str, step: int) -> bool:
         """Whether a one-time password's step was still unspent; it is spent now, durably, at `label`."""

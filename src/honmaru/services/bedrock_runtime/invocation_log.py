@@ -13,13 +13,13 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from honmaru.core.conversation.native import written
-from honmaru.core.errors import HonmaruError
 from honmaru.core.labels import Label
 from honmaru.core.sessions import Session
 from honmaru.ports.buckets import Buckets
@@ -33,7 +33,10 @@ _LOG = logging.getLogger("honmaru.bedrock")
 _STREAM = "aws/bedrock/modelinvocations"
 _FRESH_S = 2.0
 _WAITING = 1000
+_WAITING_BYTES = 64 << 20
+"""What waits of one account at one label, at most."""
 PRINCIPAL = "bedrock.amazonaws.com"
+_Place = tuple[str, str]
 
 
 class Roles(Protocol):
@@ -57,7 +60,9 @@ class InvocationLog:
     _pool: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="invocation-log")
     )
-    _waiting: int = 0
+    _waiting: dict[_Place, tuple[int, int]] = field(default_factory=dict)
+    """(account, label) → entries that wait, and their bytes."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     async def wanted(self, session: Session) -> Mapping[str, Any] | None:
         """The configuration that holds for a session; looked up anew every two seconds."""
@@ -76,10 +81,7 @@ class InvocationLog:
     def note(
         self, config: Mapping[str, Any], call: Call, model: str, asked: Any, answered: Any, details: Mapping[str, Any]
     ) -> None:
-        """Deliver one entry, later. Beyond a thousand that wait, entries are left out, and that is said."""
-        if self._waiting >= _WAITING:
-            _LOG.error("request %s: its invocation is not logged, %d entries wait", call.request_id, self._waiting)
-            return
+        """Deliver one entry, later. Beyond a thousand that wait, or 64 MiB, entries are left out, and that is said."""
         entry: dict[str, Any] = {
             "schemaType": "ModelInvocationLog",
             "schemaVersion": "1.0",
@@ -99,8 +101,19 @@ class InvocationLog:
             entry["output"]["outputBodyJson"] = answered
         if "requestMetadata" in details:
             entry["requestMetadata"] = details["requestMetadata"]
-        self._waiting += 1
-        self._pool.submit(self._deliver, dict(config), call, written(entry))
+        try:
+            text = written(entry)
+        except RecursionError:
+            entry["input"]["inputBodyJson"] = {"tooDeep": True}
+            text = written(entry)
+        place = (call.session.account, call.session.label.canonical)
+        with self._lock:
+            number, size = self._waiting.get(place, (0, 0))
+            if number and (number >= _WAITING or size + len(text) > _WAITING_BYTES):
+                _LOG.error("request %s: its invocation is not logged, %d entries wait", call.request_id, number)
+                return
+            self._waiting[place] = (number + 1, size + len(text))
+        self._pool.submit(self._deliver, dict(config), call, text)
 
     def _deliver(self, config: Mapping[str, Any], call: Call, entry: bytes) -> None:
         try:
@@ -108,10 +121,14 @@ class InvocationLog:
                 self._to_group(config, call, entry)
             if config.get("bucket"):
                 self._to_bucket(config["bucket"], call, entry)
-        except HonmaruError as fault:
+        except Exception as fault:  # nobody waits for this: what is not said here is said nowhere
             _LOG.error("request %s: its invocation is not logged: %s", call.request_id, type(fault).__name__)
         finally:
-            self._waiting -= 1
+            place = (call.session.account, call.session.label.canonical)
+            with self._lock:
+                number, size = self._waiting.pop(place)
+                if number > 1:
+                    self._waiting[place] = (number - 1, size - len(entry))
 
     def _to_group(self, config: Mapping[str, Any], call: Call, entry: bytes) -> None:
         session = self.roles.service_session(

@@ -159,7 +159,10 @@ class BedrockRuntime(Provider):
             return
         asked: Any = {name: value for name, value in request.items() if name != "modelId"}
         if "body" in asked:
-            asked = json.loads(asked["body"] or b"{}")
+            try:
+                asked = json.loads(asked["body"] or b"{}")
+            except RecursionError:
+                asked = {"tooDeep": True}
         self._log.note(config, call, model.arn, asked, answer, call.details)
 
     def _wanted(self, call: Call, model: ModelArtifact, request: Request) -> Generation:

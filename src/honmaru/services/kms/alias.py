@@ -149,12 +149,14 @@ def describe_key(call: Call, request: Request, vault: Vault) -> dict[str, Any]:
 
 
 def managed_key(call: Call, vault: Vault, service: str) -> Record:
-    """The platform's key of a service at the session's label, made on first use.
+    """The platform's key of a service at the session's label, made on first use: always that of the session's own
+    account, also where the call acts in another (an object put into somebody else's bucket).
 
     Its policy lets everybody of the account use it through that service, as AWS's managed keys do; nobody may change
     or delete it.
     """
     alias = f"alias/aws/{service}"
+    call = call.within(call.session.account)
     records = call.records_of("kms")
     for _ in range(3):
         held = next((one for one in records.instances(ALIAS, alias) if one.label == call.session.label), None)

@@ -28,7 +28,7 @@ SESSION_S = 3 * 3600.0
 UPDATE_S = 1.0
 UPDATE_EVENTS = 500
 SESSIONS = 15
-"""Tails of one account at a time."""
+"""Tails of one account at one label at a time."""
 
 
 class LiveTails:
@@ -38,7 +38,7 @@ class LiveTails:
         self._store = store
         self._clock = clock
         self._lock = threading.Lock()
-        self._open: Counter[str] = Counter()
+        self._open: Counter[tuple[str, str]] = Counter()
 
     async def start(self, call: Call, request: Request) -> dict[str, Any]:
         names, prefixes = request.get("logStreamNames") or (), request.get("logStreamNamePrefixes") or ()
@@ -53,16 +53,16 @@ class LiveTails:
         )
         tail = _Tail(self._store, call, groups, tuple(names), tuple(prefixes), pattern)
         await asyncio.to_thread(tail.begin)
-        account = call.session.account
+        whose = (call.session.account, call.session.label.canonical)
         with self._lock:
-            if self._open[account] >= SESSIONS:
+            if self._open[whose] >= SESSIONS:
                 raise QuotaExceeded(f"an account has at most {SESSIONS} Live Tail sessions at a time")
-            self._open[account] += 1
-        return {"responseStream": _Stream(self._events(call, request, tail), lambda: self._release(account))}
+            self._open[whose] += 1
+        return {"responseStream": _Stream(self._events(call, request, tail), lambda: self._release(whose))}
 
-    def _release(self, account: str) -> None:
+    def _release(self, whose: tuple[str, str]) -> None:
         with self._lock:
-            self._open[account] -= 1
+            self._open[whose] -= 1
 
     async def _events(self, call: Call, request: Request, tail: _Tail) -> AsyncGenerator[dict[str, Any], None]:
         started = self._clock.monotonic()
