@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -38,7 +39,8 @@ class Site:
     def __init__(self, enclave: LiveEnclave) -> None:
         self.enclave = enclave
         self.org = enclave.client("organizations")
-        self.org.create_organization(FeatureSet="ALL")
+        with contextlib.suppress(self.org.exceptions.AlreadyInOrganizationException):  # other modules share the enclave
+            self.org.create_organization(FeatureSet="ALL")
         self.root = self.org.list_roots()["Roots"][0]["Id"]
 
     def account(self, name: str) -> str:

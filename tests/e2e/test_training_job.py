@@ -363,7 +363,7 @@ def test_lists_filter_sort_and_page(shop: Workshop) -> None:
     assert low["TrainingJobSummaries"] == []
     with pytest.raises(NotFound):
         shop.sagemaker.describe_training_job(shop.call(marking="UNCLASSIFIED"), {"TrainingJobName": "page-1"})
-    with pytest.raises(ValidationFault, match="NextToken"):
+    with pytest.raises(ValidationFault, match="page token"):
         shop.sagemaker.list_training_jobs(shop.call(), {"NextToken": "nonsense"})
 
 

@@ -37,7 +37,7 @@ def greedy_engine(gguf: Path, ids: list[int], count: int) -> list[int]:
     engine = OpenVinoEngine(gguf, 1)
     produced: Queue[list[int] | None] = Queue()
 
-    def emit(new: object, finish: str | None) -> None:
+    def emit(new: object, finish: str | None, chances: object = ()) -> None:
         produced.put(list(new))  # type: ignore[call-overload]
         if finish:
             produced.put(None)

@@ -38,6 +38,8 @@ PATTERNS: Mapping[tuple[str, str], tuple[str, str]] = {
         rf"(arn:aws(-[^:]+)?:bedrock:[a-z0-9-]{{1,20}}:[0-9]{{12}}:model-import-job/[a-z0-9]{{12}})|({_JOB_NAME})",
         _RUNAWAY,
     ),
+    ("bedrock-agent", "ByteContentDocMimeTypeString"): (r"(?>[^/\n]|(?<![a-z])/)*(?<=[a-z])/.+", _RUNAWAY),
+    ("bedrock-agent", "QueryGenerationTableName"): (r"[^.\n]*\.[^.\n]*\..*", _RUNAWAY),
     ("ecr", "ScanningRepositoryFilterValue"): (r"[a-z0-9*]+(?:[._\-/][a-z0-9*]+)*", _RUNAWAY),
     ("s3", "CopySource"): (r".[^/\n]*/.+", _RUNAWAY),
     ("s3", "RenameSource"): (r".[^/\n]*/.+", _RUNAWAY),
