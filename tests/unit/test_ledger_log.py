@@ -254,6 +254,31 @@ def test_a_rolled_back_log_is_found_with_the_head_kept_outside(tmp_path: Path) -
     assert [finding.code for finding in report.logs[0].findings] == ["rolled-back"]
 
 
+@pytest.mark.parametrize("drafts", [[], ["label.json.incomplete"]])
+def test_a_log_that_a_crash_left_unborn_is_no_finding_after_the_next_start(tmp_path: Path, drafts: list[str]) -> None:
+    open_ledger(tmp_path).close()
+    unborn = directory_of(tmp_path, SECRET)
+    unborn.mkdir(mode=0o700)
+    for name in drafts:
+        (unborn / name).write_bytes(b"{")
+    ledger = open_ledger(tmp_path)
+    assert verify.verify(tmp_path / "ledger").ok and not unborn.exists()
+    fill(ledger, SECRET, 1)
+    ledger.close()
+    assert verify.verify(tmp_path / "ledger").ok and unborn.exists()
+
+
+def test_a_log_without_its_label_and_its_head_is_not_taken_for_unborn(tmp_path: Path) -> None:
+    ledger = open_ledger(tmp_path)
+    fill(ledger, BOTTOM, 1)
+    ledger.close()
+    (directory_of(tmp_path) / "label.json").unlink()
+    next((tmp_path / "keys" / "ledger").glob("*.head")).unlink()
+    with pytest.raises(IntegrityFault, match="is there"):
+        open_ledger(tmp_path)
+    assert (directory_of(tmp_path) / "checkpoint").exists()
+
+
 @pytest.mark.parametrize("what", ["log", "tail", "head", "label.json", "one tile"])
 def test_a_missing_part_is_refused_at_start(tmp_path: Path, what: str) -> None:
     ledger = open_ledger(tmp_path)

@@ -29,6 +29,7 @@ from honmaru.security.ledger.entries import MAX_ENTRY_BYTES
 from honmaru.security.ledger.log import Log, Receipt, Waiting
 from honmaru.security.ledger.proofs import ConsistencyProof, InclusionProof, prove_consistency, prove_inclusion
 from honmaru.security.ledger.reading import backward, forward, position
+from honmaru.security.ledger.tiles import DRAFT
 
 CHECKPOINT_INTERVAL_S = 0.1
 """Longest time that a durable entry waits for a signed checkpoint while the disk keeps up."""
@@ -211,7 +212,8 @@ class Ledger:
             except FileNotFoundError:
                 if (self._heads / f"{name}.head").exists():
                     raise IntegrityFault(f"{self._directory / name / 'label.json'} is missing: restore it") from None
-                continue  # a crash came before the log was laid out; the first append does it again
+                _clear_unborn(self._directory / name)
+                continue
             except (orjson.JSONDecodeError, KeyError, TypeError) as error:
                 raise IntegrityFault(f"{self._directory / name / 'label.json'} does not state a label") from error
             if label.token != name:
@@ -260,6 +262,19 @@ def _clean(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_clean(item) for item in value]
     return value
+
+
+def _clear_unborn(directory: Path) -> None:
+    """Remove a log's directory that a crash left before the log was laid out; the first append makes it again.
+
+    Its label is the first file of a log, durable before any entry, so there is nothing here but drafts. Raises
+    IntegrityFault where there is more.
+    """
+    for path in directory.iterdir():
+        if path.suffix != DRAFT:
+            raise IntegrityFault(f"{directory / 'label.json'} is missing, but {path.name} is there: restore it")
+        path.unlink()
+    directory.rmdir()
 
 
 def _lock(path: Path) -> int:

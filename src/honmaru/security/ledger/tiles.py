@@ -22,6 +22,8 @@ from honmaru.core.errors import IntegrityFault
 from honmaru.security.ledger.tree import SHA256, SHA384, WIDTH, Algorithm, ReadTile
 
 ALGORITHMS = (SHA256, SHA384)
+DRAFT = ".incomplete"
+"""Suffix of a file that is being written; the offline verifier knows it too."""
 _ROOTS = {"sha256": "tile", "sha384": "sha384/tile"}
 _PARTIAL = re.compile(r"\.p/(\d+)$")
 
@@ -59,7 +61,7 @@ def write_file(root: Path, path: str, content: bytes, *, durable: bool) -> None:
     Raises OSError; a `root` that has gone is not made anew.
     """
     target = root / path
-    draft = target.with_name(target.name + ".incomplete")
+    draft = target.with_name(target.name + DRAFT)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
     try:
         descriptor = os.open(draft, flags, 0o600)
