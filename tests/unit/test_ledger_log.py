@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from honmaru.core.errors import ConfigurationFault, IntegrityFault, LedgerUnavai
 from honmaru.core.labels import BOTTOM, Label
 from honmaru.security.ledger import Ledger, Receipt, verify
 from honmaru.security.ledger import log as log_module
+from honmaru.security.ledger.checkpoints import Checkpoint
 from honmaru.security.ledger.reading import StoredLog, backward, stored_logs
 
 SECRET = Label.parse("SECRET")
@@ -57,6 +59,15 @@ def eventually(condition: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 def directory_of(root: Path, label: Label = BOTTOM) -> Path:
     return root / "ledger" / label.token
+
+
+def checkpoint_of_nothing(root: Path, ledger: Ledger) -> bytes:
+    """The checkpoint that a log begins with, signed once more."""
+    origin = ledger.signer.verifier.origin(BOTTOM.token)
+    roots = (hashlib.sha256().digest(), hashlib.sha384().digest())
+    return ledger.signer.sign(
+        Checkpoint(origin, 0, *roots, BOTTOM.canonical, "2026-11-23T12:00:00.000000Z")
+    ).note.encode()
 
 
 @pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 1000])
@@ -252,6 +263,20 @@ def test_a_rolled_back_log_is_found_with_the_head_kept_outside(tmp_path: Path) -
     head = next((tmp_path / "keys" / "ledger").glob("*.head")).read_bytes()
     report = verify.verify(tmp_path / "ledger", checkpoints=[head])
     assert [finding.code for finding in report.logs[0].findings] == ["rolled-back"]
+
+
+def test_a_known_checkpoint_over_nothing_is_extended_by_every_log(tmp_path: Path) -> None:
+    """The head outside is written after the checkpoint beside the entries: a crash between leaves the older one."""
+    ledger = open_ledger(tmp_path)
+    empty = checkpoint_of_nothing(tmp_path, ledger)
+    fill(ledger, BOTTOM, 300)
+    ledger.close()
+    assert verify.verify(tmp_path / "ledger", checkpoints=[empty]).ok
+    other = Ledger(tmp_path / "other" / "ledger", clock=SteppingClock(), secret=os.urandom)
+    fill(other, BOTTOM, 1)
+    foreign = checkpoint_of_nothing(tmp_path / "other", other)
+    other.close()
+    assert not verify.verify(tmp_path / "ledger", checkpoints=[foreign]).ok
 
 
 @pytest.mark.parametrize("drafts", [[], ["label.json.incomplete"]])

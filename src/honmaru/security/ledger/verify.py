@@ -423,6 +423,9 @@ def _check_entries(path: Path, snapshot: _Snapshot, report: LogReport, head: Hea
         f for f in snapshot.files if f.startswith("tail/")
     }
     last, size, number, judged = "", 0, 0, False
+    if sizes[0] == 0:
+        judged = head.size == 0
+        _check_roots(report, {name: _Tree(name, 0) for name in _HASHES}, sizes.pop(0), head, heads)
     total = max(head.size, tail_first + len(tail))
     while size < total:
         entries = _bundle(path, snapshot, report, number, head.size, tail_first, tail, expected)
@@ -438,9 +441,6 @@ def _check_entries(path: Path, snapshot: _Snapshot, report: LogReport, head: Hea
                 _check_roots(report, trees, sizes.pop(0), head, heads)
         _check_tiles(path, snapshot, report, trees, number, expected)
         number += 1
-    while sizes and sizes[0] == 0:
-        judged = judged or head.size == 0
-        _check_roots(report, {name: _Tree(name, 0) for name in _HASHES}, sizes.pop(0), head, heads)
     report.last_time, report.unsigned = last, max(0, size - head.size)
     if not judged and not report.findings:
         report.find("truncated", f"the checkpoint covers {head.size} entries, only {size} are here", size)
