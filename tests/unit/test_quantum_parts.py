@@ -6,13 +6,14 @@ import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from honmaru.core.errors import Conflict, NotFound, NotReady, QuotaExceeded, ValidationFault
+from honmaru.core.errors import AccessDenied, Conflict, NotFound, NotReady, QuotaExceeded, ValidationFault
 from honmaru.core.labels import BOTTOM, Label
 from honmaru.core.sessions import Session
 from honmaru.jobs import hybrid_job
@@ -22,7 +23,8 @@ from honmaru.jobs.quantum_spending import Limit, Spending
 from honmaru.jobs.quantum_states import CLAIMABLE, FINAL, TABLE, after
 from honmaru.jobs.quantum_task import kept_session, session_of, stamp
 from honmaru.security.guard import Record
-from honmaru.services.braket import tags
+from honmaru.services.braket import quantum_task, tags
+from honmaru.services.braket.device import describe
 from honmaru.services.braket.searching import search
 from honmaru.services.logs.insights import parse
 from honmaru.services.logs.insights.rows import Moment, Row
@@ -77,6 +79,36 @@ def test_a_device_has_two_names_and_no_others() -> None:
 def test_without_the_environment_the_repair_is_named() -> None:
     with pytest.raises(NotReady, match="make install-quantum"):
         devices_of(CAPACITY, "aws-iso-b", None).require()
+
+
+# Invariant: IAM is asked first, then whether the device is there, then whether its environment is installed.
+@pytest.mark.parametrize("operation", ["GetDevice", "CreateQuantumTask"])
+@pytest.mark.parametrize(
+    ("arn", "allowed", "fault"),
+    [
+        ("arn:aws:braket:::device/quantum-simulator/amazon/sv1", False, AccessDenied),
+        ("arn:aws:braket:::device/quantum-simulator/amazon/none", False, AccessDenied),
+        ("arn:aws:braket:::device/quantum-simulator/amazon/none", True, NotFound),
+        ("arn:aws:braket:::device/quantum-simulator/amazon/sv1", True, NotReady),
+    ],
+)
+def test_the_order_of_the_questions_about_a_device(operation: str, arn: str, allowed: bool, fault: type) -> None:
+    asked = []
+
+    def authorize(action: str, resource: str) -> None:
+        asked.append((action, resource))
+        if not allowed:
+            raise AccessDenied("no policy allows it")
+
+    call: Any = SimpleNamespace(session=session(), authorize=authorize)
+    devices, request = devices_of(CAPACITY, "aws-iso-b", None), {"deviceArn": arn}
+    ask: dict[str, Any] = {
+        "GetDevice": lambda: describe(call, request, devices, None),  # type: ignore[arg-type]
+        "CreateQuantumTask": lambda: quantum_task.prepare(call, request, devices),
+    }
+    with pytest.raises(fault):
+        ask[operation]()
+    assert asked == [(f"braket:{operation}", arn.replace("arn:aws:", "arn:aws-iso-b:"))]
 
 
 @given(st.integers(min_value=1, max_value=1 << 40))

@@ -3,6 +3,8 @@
 Invariants:
 - The capability document is the installed simulator's own, with this machine's limits in it: nothing is promised that
   a task would be refused for.
+- Every operation that names a device asks IAM first, then whether the device is there, then whether its environment is
+  installed.
 - Queue sizes count only tasks that the session's label dominates.
 """
 
@@ -20,11 +22,18 @@ POLL_MS = 20
 """How often the SDK asks whether a task has ended. GetQuantumTask itself waits a moment, so this may be short."""
 
 
+def permitted(call: Call, action: str, arn: str, devices: Devices) -> Device:
+    """The device that a request names, once IAM has allowed the action on it.
+
+    Raises AccessDenied before NotFound: who may do nothing here learns nothing of what there is.
+    """
+    call.authorize(action, devices.canonical(arn))
+    return devices.named(arn)
+
+
 def describe(call: Call, request: Mapping[str, Any], devices: Devices, tasks: QuantumTasks) -> dict[str, Any]:
+    device = permitted(call, "braket:GetDevice", request["deviceArn"], devices)
     devices.require()
-    device = devices.named(request["deviceArn"])
-    arn = device.arn(call.session.partition)
-    call.authorize("braket:GetDevice", arn)
     normal, priority = tasks.queue_sizes(device, call.session.account, call.session.label)
     return {
         **_summary(device, request["deviceArn"]),

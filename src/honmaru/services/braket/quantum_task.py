@@ -25,6 +25,7 @@ from honmaru.jobs.quantum_workers import WorkerRefused
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.services.braket import job, spending_limit, tags
+from honmaru.services.braket.device import permitted
 from honmaru.services.braket.searching import search as search_records
 
 _WAIT_S = 0.3
@@ -43,11 +44,10 @@ class Prepared:
 def prepare(call: Call, request: Mapping[str, Any], devices: Devices) -> Prepared:
     """Everything that can be checked before the program is interpreted.
 
-    Raises ValidationFault, NotFound, AccessDenied or NotReady.
+    Raises AccessDenied, NotFound, NotReady or ValidationFault.
     """
+    device = permitted(call, "braket:CreateQuantumTask", request["deviceArn"], devices)
     devices.require()
-    device = devices.named(request["deviceArn"])
-    call.authorize("braket:CreateQuantumTask", device.arn(call.session.partition))
     job_arn = job.of_token(call, request.get("jobToken"))
     action = _checked_action(request, device)
     given_tags = tags.checked(call.session.label, request.get("tags"))
