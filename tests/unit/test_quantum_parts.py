@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +18,7 @@ from honmaru.core.errors import AccessDenied, Conflict, NotFound, NotReady, Quot
 from honmaru.core.labels import BOTTOM, Label
 from honmaru.core.sessions import Session
 from honmaru.jobs import hybrid_job
+from honmaru.jobs import quantum_task as quantum_task_jobs
 from honmaru.jobs.instances import Capacity
 from honmaru.jobs.quantum_devices import Device, devices_of, estimated_qubits, price_usd
 from honmaru.jobs.quantum_spending import Limit, Spending
@@ -25,6 +27,7 @@ from honmaru.jobs.quantum_task import kept_session, session_of, stamp
 from honmaru.security.guard import Record
 from honmaru.services.braket import quantum_task, tags
 from honmaru.services.braket.device import describe
+from honmaru.services.braket.device import search as search_devices
 from honmaru.services.braket.searching import search
 from honmaru.services.logs.insights import parse
 from honmaru.services.logs.insights.rows import Moment, Row
@@ -74,6 +77,15 @@ def test_a_device_has_two_names_and_no_others() -> None:
     for arn in ("arn:aws-iso:braket:::device/quantum-simulator/amazon/sv1", "sv1", ""):
         with pytest.raises(NotFound):
             devices.named(arn)
+
+
+def test_devices_come_in_pages(tmp_path: Path) -> None:
+    devices = replace(devices_of(CAPACITY, "aws-iso-b", None), prefix=tmp_path)
+    call: Any = SimpleNamespace(session=session())
+    first = search_devices(call, {"filters": [], "maxResults": 1}, devices)
+    second = search_devices(call, {"filters": [], "maxResults": 1, "nextToken": first["nextToken"]}, devices)
+    assert [each["deviceName"] for page in (first, second) for each in page["devices"]] == ["DM1", "SV1"]
+    assert second["nextToken"] is None
 
 
 def test_without_the_environment_the_repair_is_named() -> None:
@@ -131,6 +143,10 @@ def test_memory_of_a_density_matrix_is_that_of_twice_the_qubits() -> None:
         ("qubit q; qubit[3] r;", 4),
         ("h $7;", 8),
         ("const int n = 4; qubit[n] q;", 26),
+        ("qubit[4+20] q;", 26),
+        ("qubit[0x14] q;", 26),
+        ("qubit // four\n [4] q;", 4),
+        ("qubit /* four */ [24] q;", 26),
         ('include "x.inc"; qubit[2] q;', 26),
         ("", 26),
         ("qubit[999999999] q;", 26),
@@ -177,6 +193,31 @@ def test_a_limit_counts_its_period_only() -> None:
     assert spending.sums("123456789012", BOTTOM, limit("1", start=NOW - timedelta(days=1), end=NOW)) == (0, 0)
     expired = limit("0.00", end=NOW - timedelta(seconds=1))
     assert spending.reserve(session(), "sv1", "new", NOW, [expired]) is None
+
+
+def test_a_request_that_is_repeated_does_not_reset_what_its_task_cost() -> None:
+    spending, seen = Spending(), limit("9.00")
+    spending.reserve(session(), "sv1", "t", NOW, [])
+    spending.settle("123456789012", BOTTOM, "sv1", "t", NOW, 4.5)
+    spending.reserve(session(), "sv1", "t", NOW, [seen])
+    assert spending.sums("123456789012", BOTTOM, seen) == (0, Decimal("4.5"))
+
+
+@pytest.mark.parametrize("state", sorted(FINAL))
+def test_what_ended_before_a_restart_counts_after_it(tmp_path: Path, state: str) -> None:
+    """A cancelled task ran, too."""
+    stored = replace(record(device="sv1", ended=NOW.isoformat(), usd=1.5), state=state)
+    kept = SimpleNamespace(list=lambda kind, state: [stored] if state == stored.state else [])
+    parts: Any = {
+        "guard": SimpleNamespace(trusted=lambda service, kinds: kept),
+        "workers": SimpleNamespace(recover=lambda: 0, close=lambda: None),
+    }
+    spending, devices = Spending(), replace(devices_of(CAPACITY, "aws-iso-b", None), prefix=tmp_path)
+    more: Any = {"buckets": None, "clock": None, "devices": devices, "spending": spending, "cores": 1}
+    tasks = quantum_task_jobs.QuantumTasks(**parts, **more)
+    tasks.start()
+    tasks.stop()
+    assert spending.sums("123456789012", BOTTOM, limit("9")) == (0, Decimal("1.5"))
 
 
 def test_time_is_accounted_from_three_seconds_on() -> None:

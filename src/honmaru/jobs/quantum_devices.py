@@ -149,11 +149,12 @@ def estimated_qubits(device: Device, action: Mapping[str, Any]) -> int:
 
 
 def _declared(source: Any) -> int:
-    if not isinstance(source, str):
+    if not isinstance(source, str) or "/*" in source:
         return 1 << 20
+    source = re.sub(r"//[^\n]*", "", source)
     found = re.findall(r"\bqubit\s*(?:\[\s*(\d{1,9})\s*\])?", source)
     physical = [int(number) + 1 for number in re.findall(r"\$(\d{1,6})", source)]
-    others = re.search(r"\bqubit\s*\[\s*[^\d\s]|\bqreg\b|\binclude\b", source)
+    others = re.search(r"\bqubit\s*\[(?!\s*\d{1,9}\s*\])|\bqreg\b|\binclude\b", source)
     return (
         1 << 20
         if others or not (found or physical)

@@ -111,7 +111,7 @@ class QuantumTasks:
         if self._devices.prefix is None:
             return
         self._workers.recover()
-        for state in ("COMPLETED", "FAILED"):
+        for state in sorted(FINAL):
             for record in self._records.list(KIND, state=state):
                 self._settle(record)
         for state in sorted(CLAIMABLE):

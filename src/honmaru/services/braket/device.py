@@ -17,6 +17,7 @@ from typing import Any
 from honmaru.jobs.quantum_devices import PRICE_PER_MINUTE_USD, Device, Devices
 from honmaru.jobs.quantum_task import QuantumTasks
 from honmaru.security.calls import Call
+from honmaru.security.page_tokens import read_place, write_place
 
 POLL_MS = 20
 """How often the SDK asks whether a task has ended. GetQuantumTask itself waits a moment, so this may be short."""
@@ -48,13 +49,16 @@ def describe(call: Call, request: Mapping[str, Any], devices: Devices, tasks: Qu
 
 def search(call: Call, request: Mapping[str, Any], devices: Devices) -> dict[str, Any]:
     devices.require()
-    shown = []
-    for device in devices.all:
+    after = read_place(request["nextToken"], str)[0] if request.get("nextToken") else ""
+    shown: list[dict[str, Any]] = []
+    for device in sorted(devices.all, key=lambda each: each.name):
         summary = _summary(device, device.arn(call.session.partition))
         known = {**summary, "deviceArn": (device.arn(call.session.partition), device.arn("aws"))}
-        if all(_passes(known, each) for each in request.get("filters") or ()):
+        if device.name > after and all(_passes(known, each) for each in request.get("filters") or ()):
             shown.append(summary)
-    return {"devices": shown}
+    size = int(request.get("maxResults") or len(devices.all))
+    token = write_place(shown[size - 1]["deviceName"].lower()) if len(shown) > size else None
+    return {"devices": shown[:size], "nextToken": token}
 
 
 def _passes(known: Mapping[str, Any], each: Mapping[str, Any]) -> bool:

@@ -105,6 +105,8 @@ class Braket(Provider):
 
     async def create_quantum_task(self, call: Call, request: Request) -> dict[str, Any]:
         prepared = await self._in(self._threads, lambda: quantum_task.prepare(call, request, self._devices))
+        if prepared.repeated:
+            return {"quantumTaskArn": prepared.body["arn"]}
         async with self._turn(call.session.principal_arn):
             await self._in(self._checks, lambda: quantum_task.check(call, prepared, self._tasks))
         return await self._in(
