@@ -118,7 +118,7 @@ class QuantumTasks:
             for record in self._records.list(KIND, state=state):
                 self._spending.reserve(session_of(record), record.body["device"], record.name, record.created, ())
                 self.submit(record)
-        for number in range(self._cores + 2):
+        for number in range(running_tasks(self._cores)):
             thread = threading.Thread(target=self._run_for_ever, name=f"quantum-{number}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -388,6 +388,11 @@ class QuantumTasks:
             "limits": device.limits.for_worker(),
             "memory_bytes": memory_bytes,
         }
+
+
+def running_tasks(cores: int) -> int:
+    """Tasks at the same time: while some compute, others read their program or write their result."""
+    return cores + 2
 
 
 def _key(record: Record) -> _Key:

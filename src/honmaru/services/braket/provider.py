@@ -37,6 +37,11 @@ class _Turn:
     waiting: int = 0
 
 
+def interpreted_programs(cores: int) -> int:
+    """Programs that are interpreted at the same time before their tasks are accepted."""
+    return max(2, cores)
+
+
 class Braket(Provider):
     """Args:
     wake: Called after a hybrid job was made or changed, so that the supervisor looks at once.
@@ -71,7 +76,7 @@ class Braket(Provider):
         self._devices, self._tasks, self._spending, self._ids, self._wake = devices, tasks, spending, ids, wake
         # Programs are interpreted by few threads of their own: bombs hold up each other, and nobody else.
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="braket")
-        self._checks = ThreadPoolExecutor(max(2, capacity.cores), thread_name_prefix="braket-check")
+        self._checks = ThreadPoolExecutor(interpreted_programs(capacity.cores), thread_name_prefix="braket-check")
         self._turns: dict[str, _Turn] = {}
         self._jobs = job.Jobs(roles, environments, capacity, devices, ids)
 

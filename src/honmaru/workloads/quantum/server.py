@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -51,6 +52,7 @@ def serve(path: str) -> None:
     from honmaru.workloads.quantum import simulator, warm
 
     warm.exercise()
+    gc.freeze()  # children share these pages: a collection in one would write into, and so copy, all of them
     simulator.TREES.mkdir(exist_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
