@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -31,6 +32,7 @@ from honmaru.services.braket.device import search as search_devices
 from honmaru.services.braket.searching import search
 from honmaru.services.logs.insights import parse
 from honmaru.services.logs.insights.rows import Moment, Row
+from honmaru.workloads.quantum.server import _limited_cpu
 
 NOW = datetime(2026, 11, 24, 0, 0, 0, 123456, tzinfo=UTC)
 SECRET = Label.parse("SECRET")
@@ -223,6 +225,18 @@ def test_what_ended_before_a_restart_counts_after_it(tmp_path: Path, state: str)
 def test_time_is_accounted_from_three_seconds_on() -> None:
     assert price_usd(0.001) == price_usd(3) == 0.00375
     assert price_usd(60) == 0.075
+
+
+# The worker
+
+
+def test_interpreting_is_limited_in_processor_time_and_not_by_the_clock() -> None:
+    with _limited_cpu(0.05, ValidationFault):
+        time.sleep(0.2)
+    with pytest.raises(ValidationFault, match="to interpret"), _limited_cpu(0.05, ValidationFault):
+        until = time.process_time() + 5
+        while time.process_time() < until:
+            pass
 
 
 # Sessions and times

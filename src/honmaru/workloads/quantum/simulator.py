@@ -194,8 +194,8 @@ class _Measured:
 
 
 @cache
-def _properties(kind: type[Any]) -> Any:
-    return super(_Measured, kind()).properties  # type: ignore[misc]
+def _properties(kind: Any) -> Any:
+    return super(_Measured, kind()).properties
 
 
 class _StateVector(_Measured, StateVectorSimulator):  # type: ignore[misc]
