@@ -162,7 +162,8 @@ class _Measured:
     def properties(self) -> Any:
         """The simulator's own, made once: it makes and validates the whole document for each circuit that it checks,
         which is half of the work on a small one."""
-        return _properties(type(self))
+        kind: Any = type(self)
+        return _properties(kind)
 
     def create_program_context(self) -> ProgramContext:
         return _Counting(self, self.limits)
