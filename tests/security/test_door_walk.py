@@ -12,6 +12,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,6 @@ UNSIGNED = {"sts": {"AssumeRoleWithWebIdentity"}}
 """Operations whose request carries its own proof."""
 
 UNKNOWN_FIRST = {
-    "braket": {"CreateQuantumTask", "CreateSpendingLimit", "GetDevice"},
     "iam": {"GetAccessKeyLastUsed"},
     "kms": {"RetireGrant"},
     "s3": {"DeleteObjects"},
@@ -348,6 +348,18 @@ def test_every_operation_is_asked_of_iam_and_refused_at_the_door(door: Door, nob
     operations = list(door.implemented())
     assert len(operations) > 150
     assert door.walk(nobody) == {}
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_braket_asks_iam_first_with_and_without_its_environment(
+    enclave: Enclave, nobody: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    devices = replace(enclave.quantum._devices, prefix=tmp_path if installed else None)
+    monkeypatch.setattr(enclave.quantum, "_devices", devices)
+    door = Door(enclave, [enclave.quantum.provider(lambda: None)])
+    found = door.walk(nobody)
+    door.gateway.close()
+    assert found == {}
 
 
 def test_operations_that_anybody_may_call(door: Door, nobody: tuple[str, str]) -> None:

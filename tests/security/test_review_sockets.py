@@ -61,7 +61,7 @@ def test_a_link_in_place_of_a_model_servers_socket(other: Path, tmp_path: Path) 
 
 
 def test_a_link_in_place_of_a_quantum_workers_socket(other: Path, tmp_path: Path) -> None:
-    workers = QuantumWorkers(None, None, None, None, tmp_path / "w", cores=1, memory_bytes=1)  # type: ignore[arg-type]
+    workers = QuantumWorkers(None, None, None, None, tmp_path / "w", cores=1, idle=1, memory_bytes=1)  # type: ignore[arg-type]
     pool = _Pool("quantum-x", tmp_path / "pool")
     (pool.folder / "socket").mkdir(parents=True)
     (pool.folder / "socket" / SOCKET).symlink_to(other)

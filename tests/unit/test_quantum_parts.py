@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import json
+import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from honmaru.core.errors import Conflict, NotFound, NotReady, QuotaExceeded, ValidationFault
+from honmaru.core.errors import AccessDenied, Conflict, NotFound, NotReady, QuotaExceeded, ValidationFault
 from honmaru.core.labels import BOTTOM, Label
 from honmaru.core.sessions import Session
 from honmaru.jobs import hybrid_job
+from honmaru.jobs import quantum_task as quantum_task_jobs
 from honmaru.jobs.instances import Capacity
 from honmaru.jobs.quantum_devices import Device, devices_of, estimated_qubits, price_usd
 from honmaru.jobs.quantum_spending import Limit, Spending
 from honmaru.jobs.quantum_states import CLAIMABLE, FINAL, TABLE, after
 from honmaru.jobs.quantum_task import kept_session, session_of, stamp
 from honmaru.security.guard import Record
-from honmaru.services.braket import tags
+from honmaru.services.braket import quantum_task, tags
+from honmaru.services.braket.device import describe
+from honmaru.services.braket.device import search as search_devices
 from honmaru.services.braket.searching import search
 from honmaru.services.logs.insights import parse
 from honmaru.services.logs.insights.rows import Moment, Row
+from honmaru.workloads.quantum.server import _limited_cpu
 
 NOW = datetime(2026, 11, 24, 0, 0, 0, 123456, tzinfo=UTC)
 SECRET = Label.parse("SECRET")
@@ -74,9 +81,48 @@ def test_a_device_has_two_names_and_no_others() -> None:
             devices.named(arn)
 
 
+def test_devices_come_in_pages(tmp_path: Path) -> None:
+    devices = replace(devices_of(CAPACITY, "aws-iso-b", None), prefix=tmp_path)
+    call: Any = SimpleNamespace(session=session())
+    first = search_devices(call, {"filters": [], "maxResults": 1}, devices)
+    second = search_devices(call, {"filters": [], "maxResults": 1, "nextToken": first["nextToken"]}, devices)
+    assert [each["deviceName"] for page in (first, second) for each in page["devices"]] == ["DM1", "SV1"]
+    assert second["nextToken"] is None
+
+
 def test_without_the_environment_the_repair_is_named() -> None:
     with pytest.raises(NotReady, match="make install-quantum"):
         devices_of(CAPACITY, "aws-iso-b", None).require()
+
+
+# Invariant: IAM is asked first, then whether the device is there, then whether its environment is installed.
+@pytest.mark.parametrize("operation", ["GetDevice", "CreateQuantumTask"])
+@pytest.mark.parametrize(
+    ("arn", "allowed", "fault"),
+    [
+        ("arn:aws:braket:::device/quantum-simulator/amazon/sv1", False, AccessDenied),
+        ("arn:aws:braket:::device/quantum-simulator/amazon/none", False, AccessDenied),
+        ("arn:aws:braket:::device/quantum-simulator/amazon/none", True, NotFound),
+        ("arn:aws:braket:::device/quantum-simulator/amazon/sv1", True, NotReady),
+    ],
+)
+def test_the_order_of_the_questions_about_a_device(operation: str, arn: str, allowed: bool, fault: type) -> None:
+    asked = []
+
+    def authorize(action: str, resource: str) -> None:
+        asked.append((action, resource))
+        if not allowed:
+            raise AccessDenied("no policy allows it")
+
+    call: Any = SimpleNamespace(session=session(), authorize=authorize)
+    devices, request = devices_of(CAPACITY, "aws-iso-b", None), {"deviceArn": arn}
+    ask: dict[str, Any] = {
+        "GetDevice": lambda: describe(call, request, devices, None),  # type: ignore[arg-type]
+        "CreateQuantumTask": lambda: quantum_task.prepare(call, request, devices),
+    }
+    with pytest.raises(fault):
+        ask[operation]()
+    assert asked == [(f"braket:{operation}", arn.replace("arn:aws:", "arn:aws-iso-b:"))]
 
 
 @given(st.integers(min_value=1, max_value=1 << 40))
@@ -99,6 +145,10 @@ def test_memory_of_a_density_matrix_is_that_of_twice_the_qubits() -> None:
         ("qubit q; qubit[3] r;", 4),
         ("h $7;", 8),
         ("const int n = 4; qubit[n] q;", 26),
+        ("qubit[4+20] q;", 26),
+        ("qubit[0x14] q;", 26),
+        ("qubit // four\n [4] q;", 4),
+        ("qubit /* four */ [24] q;", 26),
         ('include "x.inc"; qubit[2] q;', 26),
         ("", 26),
         ("qubit[999999999] q;", 26),
@@ -147,9 +197,46 @@ def test_a_limit_counts_its_period_only() -> None:
     assert spending.reserve(session(), "sv1", "new", NOW, [expired]) is None
 
 
+def test_a_request_that_is_repeated_does_not_reset_what_its_task_cost() -> None:
+    spending, seen = Spending(), limit("9.00")
+    spending.reserve(session(), "sv1", "t", NOW, [])
+    spending.settle("123456789012", BOTTOM, "sv1", "t", NOW, 4.5)
+    spending.reserve(session(), "sv1", "t", NOW, [seen])
+    assert spending.sums("123456789012", BOTTOM, seen) == (0, Decimal("4.5"))
+
+
+@pytest.mark.parametrize("state", sorted(FINAL))
+def test_what_ended_before_a_restart_counts_after_it(tmp_path: Path, state: str) -> None:
+    """A cancelled task ran, too."""
+    stored = replace(record(device="sv1", ended=NOW.isoformat(), usd=1.5), state=state)
+    kept = SimpleNamespace(list=lambda kind, state: [stored] if state == stored.state else [])
+    parts: Any = {
+        "guard": SimpleNamespace(trusted=lambda service, kinds: kept),
+        "workers": SimpleNamespace(recover=lambda: 0, close=lambda: None),
+    }
+    spending, devices = Spending(), replace(devices_of(CAPACITY, "aws-iso-b", None), prefix=tmp_path)
+    more: Any = {"buckets": None, "clock": None, "devices": devices, "spending": spending, "cores": 1}
+    tasks = quantum_task_jobs.QuantumTasks(**parts, **more)
+    tasks.start()
+    tasks.stop()
+    assert spending.sums("123456789012", BOTTOM, limit("9")) == (0, Decimal("1.5"))
+
+
 def test_time_is_accounted_from_three_seconds_on() -> None:
     assert price_usd(0.001) == price_usd(3) == 0.00375
     assert price_usd(60) == 0.075
+
+
+# The worker
+
+
+def test_interpreting_is_limited_in_processor_time_and_not_by_the_clock() -> None:
+    with _limited_cpu(0.05, ValidationFault):
+        time.sleep(0.2)
+    with pytest.raises(ValidationFault, match="to interpret"), _limited_cpu(0.05, ValidationFault):
+        until = time.process_time() + 5
+        while time.process_time() < until:
+            pass
 
 
 # Sessions and times

@@ -14,11 +14,11 @@ from honmaru.jobs.hybrid_job import HybridJob
 from honmaru.jobs.instances import Capacity
 from honmaru.jobs.quantum_devices import DEVICES_FILE, devices_of
 from honmaru.jobs.quantum_spending import Spending
-from honmaru.jobs.quantum_task import QuantumTasks
+from honmaru.jobs.quantum_task import QuantumTasks, running_tasks
 from honmaru.jobs.quantum_workers import QuantumWorkers
 from honmaru.ports.buckets import Buckets
 from honmaru.ports.logs import LogSink
-from honmaru.services.braket import Braket
+from honmaru.services.braket import Braket, interpreted_programs
 
 if TYPE_CHECKING:
     from honmaru.app.enclave import Enclave
@@ -46,6 +46,7 @@ class Quantum:
             enclave.ids,
             enclave.settings.data / "quantum",
             cores=capacity.cores,
+            idle=running_tasks(capacity.cores) + interpreted_programs(capacity.cores),
             memory_bytes=int(capacity.memory_bytes * 0.75),
         )
         self.tasks = QuantumTasks(

@@ -3,6 +3,7 @@
 Invariants:
 - What a device states as its limits is what tasks are held to, and both come from one `Limits`.
 - A device is known under its ARN in the enclave's partition and under `arn:aws:braket:::`, which existing code uses.
+  IAM is asked about the former, whichever was written.
 
 Source: measured peak memory of amazon-braket-default-simulator 1.41 (26 qubits: 2.3 GB; 13 with density matrices).
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,6 +102,10 @@ class Devices:
         if self.prefix is None:
             raise NotReady(MISSING, code="DeviceOfflineException")
 
+    def canonical(self, arn: str) -> str:
+        """An ARN as policies know it: in the enclave's partition, though existing code writes `aws`."""
+        return re.sub(r"^arn:aws:", f"arn:{self.partition}:", arn)
+
     def named(self, arn: str) -> Device:
         """Raises NotFound."""
         for device in self.all:
@@ -143,13 +149,12 @@ def estimated_qubits(device: Device, action: Mapping[str, Any]) -> int:
 
 
 def _declared(source: Any) -> int:
-    import re
-
-    if not isinstance(source, str):
+    if not isinstance(source, str) or "/*" in source:
         return 1 << 20
+    source = re.sub(r"//[^\n]*", "", source)
     found = re.findall(r"\bqubit\s*(?:\[\s*(\d{1,9})\s*\])?", source)
     physical = [int(number) + 1 for number in re.findall(r"\$(\d{1,6})", source)]
-    others = re.search(r"\bqubit\s*\[\s*[^\d\s]|\bqreg\b|\binclude\b", source)
+    others = re.search(r"\bqubit\s*\[(?!\s*\d{1,9}\s*\])|\bqreg\b|\binclude\b", source)
     return (
         1 << 20
         if others or not (found or physical)

@@ -57,6 +57,7 @@ class Spending:
     ) -> Decimal | None:
         """Count a new task with the minimum price; returns what is left under the tightest limit, None without one.
 
+        A task that is counted already stays counted as it is: a repeated request does not reset what the task cost.
         Raises QuotaExceeded, naming the limit, and counts nothing.
         """
         price = Decimal(str(price_usd(MINIMUM_S)))
@@ -74,7 +75,8 @@ class Spending:
                         code="ServiceQuotaExceededException",
                     )
                 left = rest if left is None else min(left, rest)
-            self._put(session.account, session.label, device, task, _Entry(at, price, True))
+            if task not in self._entries.get((session.account, session.label.canonical, device), {}):
+                self._put(session.account, session.label, device, task, _Entry(at, price, True))
         return left
 
     def forget(self, account: str, label: Label, device: str, task: str) -> None:

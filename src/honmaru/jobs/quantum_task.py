@@ -29,7 +29,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
-from honmaru.core.errors import Conflict, IntegrityFault, RequestFault
+from honmaru.core.errors import Conflict, IntegrityFault, RequestFault, Throttled
 from honmaru.core.labels import Label
 from honmaru.core.sessions import Session
 from honmaru.jobs.kinds import JobRecords
@@ -51,7 +51,8 @@ ATTEMPTS = 3
 _SHOWN_AFTER_S = 0.25
 """A task that runs longer is stored as RUNNING."""
 _LARGE_QUBITS = 15
-_CHECK_S = 15.0
+_CHECK_CPU_S, _CHECK_S = 15.0, 45.0
+"""Processor time that interpreting a program may take, and how long its caller waits for it at most."""
 _CHECK_BYTES = 1 << 30
 
 
@@ -111,14 +112,14 @@ class QuantumTasks:
         if self._devices.prefix is None:
             return
         self._workers.recover()
-        for state in ("COMPLETED", "FAILED"):
+        for state in sorted(FINAL):
             for record in self._records.list(KIND, state=state):
                 self._settle(record)
         for state in sorted(CLAIMABLE):
             for record in self._records.list(KIND, state=state):
                 self._spending.reserve(session_of(record), record.body["device"], record.name, record.created, ())
                 self.submit(record)
-        for number in range(self._cores + 2):
+        for number in range(running_tasks(self._cores)):
             thread = threading.Thread(target=self._run_for_ever, name=f"quantum-{number}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -139,18 +140,19 @@ class QuantumTasks:
     # What the service calls
 
     def check(self, session: Session, device: Device, action: str, shots: int) -> None:
-        """Interpret a program in a worker at the session's label. Raises WorkerRefused when it is wrong.
+        """Interpret a program in a worker at the session's label.
 
-        A program that is not interpreted within 15 s is refused; a worker that ended is left to the run, which makes
-        the same check.
+        Raises WorkerRefused when it is wrong or takes more than 15 s of processor time to interpret, Throttled when the
+        machine was too busy to do so within 45 s. A worker that ended is left to the run, which makes the same check.
         """
         request = self._request("check", device, action, shots, _CHECK_BYTES)
+        request["cpu_s"] = _CHECK_CPU_S
         worker = self._workers.take(session.account, session.label)
         try:
             worker.send(request)
             if not worker.ready(_CHECK_S):
                 worker.close()
-                raise WorkerRefused("refused", f"the program takes more than {_CHECK_S:.0f} s to interpret")
+                raise Throttled(f"the program was not interpreted within {_CHECK_S:.0f} s; try again later")
             for _ in worker.answer():
                 pass
         except WorkerGone:
@@ -388,6 +390,11 @@ class QuantumTasks:
             "limits": device.limits.for_worker(),
             "memory_bytes": memory_bytes,
         }
+
+
+def running_tasks(cores: int) -> int:
+    """Tasks at the same time: while some compute, others read their program or write their result."""
+    return cores + 2
 
 
 def _key(record: Record) -> _Key:

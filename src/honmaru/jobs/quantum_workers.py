@@ -150,6 +150,8 @@ class QuantumWorkers:
 
     Args:
         directory: Where the sandboxes' folders live; 0700.
+        idle: Workers of one sandbox that are kept for the next tasks: as many as work at the same time, for a worker's
+            start costs more than a small circuit.
         memory_bytes: What one sandbox may take altogether.
         idle_s: A sandbox without a task for so long is ended.
     """
@@ -163,11 +165,13 @@ class QuantumWorkers:
         directory: Path,
         *,
         cores: int,
+        idle: int,
         memory_bytes: int,
         idle_s: float = 900.0,
     ) -> None:
         self._executor, self._environments, self._clock, self._ids = executor, environments, clock, ids
-        self._directory, self._cores, self._memory, self._idle_s = directory, cores, memory_bytes, idle_s
+        self._directory, self._cores, self._idle = directory, cores, idle
+        self._memory, self._idle_s = memory_bytes, idle_s
         self._pools: dict[tuple[str, str], _Pool] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -208,7 +212,7 @@ class QuantumWorkers:
             if pool is not None:
                 pool.busy -= 1
                 pool.used_at = self._clock.monotonic()
-            keep = pool is not None and worker.usable and len(pool.idle) < self._cores + 1
+            keep = pool is not None and worker.usable and len(pool.idle) < self._idle
             if pool is not None and keep:
                 pool.idle.append(worker)
         if not keep:

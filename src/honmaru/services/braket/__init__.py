@@ -1,5 +1,5 @@
 """Amazon Braket: quantum tasks on simulators of this machine, hybrid jobs, spending limits."""
 
-from honmaru.services.braket.provider import Braket
+from honmaru.services.braket.provider import Braket, interpreted_programs
 
-__all__ = ["Braket"]
+__all__ = ["Braket", "interpreted_programs"]

@@ -3,6 +3,8 @@
 Invariants:
 - The capability document is the installed simulator's own, with this machine's limits in it: nothing is promised that
   a task would be refused for.
+- Every operation that names a device asks IAM first, then whether the device is there, then whether its environment is
+  installed.
 - Queue sizes count only tasks that the session's label dominates.
 """
 
@@ -15,16 +17,24 @@ from typing import Any
 from honmaru.jobs.quantum_devices import PRICE_PER_MINUTE_USD, Device, Devices
 from honmaru.jobs.quantum_task import QuantumTasks
 from honmaru.security.calls import Call
+from honmaru.security.page_tokens import read_place, write_place
 
 POLL_MS = 20
 """How often the SDK asks whether a task has ended. GetQuantumTask itself waits a moment, so this may be short."""
 
 
+def permitted(call: Call, action: str, arn: str, devices: Devices) -> Device:
+    """The device that a request names, once IAM has allowed the action on it.
+
+    Raises AccessDenied before NotFound: who may do nothing here learns nothing of what there is.
+    """
+    call.authorize(action, devices.canonical(arn))
+    return devices.named(arn)
+
+
 def describe(call: Call, request: Mapping[str, Any], devices: Devices, tasks: QuantumTasks) -> dict[str, Any]:
+    device = permitted(call, "braket:GetDevice", request["deviceArn"], devices)
     devices.require()
-    device = devices.named(request["deviceArn"])
-    arn = device.arn(call.session.partition)
-    call.authorize("braket:GetDevice", arn)
     normal, priority = tasks.queue_sizes(device, call.session.account, call.session.label)
     return {
         **_summary(device, request["deviceArn"]),
@@ -39,13 +49,16 @@ def describe(call: Call, request: Mapping[str, Any], devices: Devices, tasks: Qu
 
 def search(call: Call, request: Mapping[str, Any], devices: Devices) -> dict[str, Any]:
     devices.require()
-    shown = []
-    for device in devices.all:
+    after = read_place(request["nextToken"], str)[0] if request.get("nextToken") else ""
+    shown: list[dict[str, Any]] = []
+    for device in sorted(devices.all, key=lambda each: each.name):
         summary = _summary(device, device.arn(call.session.partition))
         known = {**summary, "deviceArn": (device.arn(call.session.partition), device.arn("aws"))}
-        if all(_passes(known, each) for each in request.get("filters") or ()):
+        if device.name > after and all(_passes(known, each) for each in request.get("filters") or ()):
             shown.append(summary)
-    return {"devices": shown}
+    size = int(request.get("maxResults") or len(devices.all))
+    token = write_place(shown[size - 1]["deviceName"].lower()) if len(shown) > size else None
+    return {"devices": shown[:size], "nextToken": token}
 
 
 def _passes(known: Mapping[str, Any], each: Mapping[str, Any]) -> bool:

@@ -37,6 +37,11 @@ class _Turn:
     waiting: int = 0
 
 
+def interpreted_programs(cores: int) -> int:
+    """Programs that are interpreted at the same time before their tasks are accepted."""
+    return max(2, cores)
+
+
 class Braket(Provider):
     """Args:
     wake: Called after a hybrid job was made or changed, so that the supervisor looks at once.
@@ -71,7 +76,7 @@ class Braket(Provider):
         self._devices, self._tasks, self._spending, self._ids, self._wake = devices, tasks, spending, ids, wake
         # Programs are interpreted by few threads of their own: bombs hold up each other, and nobody else.
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="braket")
-        self._checks = ThreadPoolExecutor(max(2, capacity.cores), thread_name_prefix="braket-check")
+        self._checks = ThreadPoolExecutor(interpreted_programs(capacity.cores), thread_name_prefix="braket-check")
         self._turns: dict[str, _Turn] = {}
         self._jobs = job.Jobs(roles, environments, capacity, devices, ids)
 
@@ -105,6 +110,8 @@ class Braket(Provider):
 
     async def create_quantum_task(self, call: Call, request: Request) -> dict[str, Any]:
         prepared = await self._in(self._threads, lambda: quantum_task.prepare(call, request, self._devices))
+        if prepared.repeated:
+            return {"quantumTaskArn": prepared.body["arn"]}
         async with self._turn(call.session.principal_arn):
             await self._in(self._checks, lambda: quantum_task.check(call, prepared, self._tasks))
         return await self._in(

@@ -25,6 +25,7 @@ from honmaru.jobs.quantum_workers import WorkerRefused
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.services.braket import job, spending_limit, tags
+from honmaru.services.braket.device import permitted
 from honmaru.services.braket.searching import search as search_records
 
 _WAIT_S = 0.3
@@ -38,16 +39,17 @@ class Prepared:
     device: Device
     task_id: str
     body: dict[str, Any]
+    repeated: bool
+    """The same request was made before: its task is there already."""
 
 
 def prepare(call: Call, request: Mapping[str, Any], devices: Devices) -> Prepared:
     """Everything that can be checked before the program is interpreted.
 
-    Raises ValidationFault, NotFound, AccessDenied or NotReady.
+    Raises AccessDenied, NotFound, NotReady or ValidationFault.
     """
+    device = permitted(call, "braket:CreateQuantumTask", request["deviceArn"], devices)
     devices.require()
-    device = devices.named(request["deviceArn"])
-    call.authorize("braket:CreateQuantumTask", device.arn(call.session.partition))
     job_arn = job.of_token(call, request.get("jobToken"))
     action = _checked_action(request, device)
     given_tags = tags.checked(call.session.label, request.get("tags"))
@@ -61,7 +63,7 @@ def prepare(call: Call, request: Mapping[str, Any], devices: Devices) -> Prepare
         "arn": arn,
         "device": device.name,
         "device_arn": request["deviceArn"],
-        "device_parameters": request.get("deviceParameters") or "{}",
+        "device_parameters": _device_parameters(request),
         "action": request["action"],
         "action_type": action["braketSchemaHeader"]["name"],
         "programs": _counts(action),
@@ -73,7 +75,10 @@ def prepare(call: Call, request: Mapping[str, Any], devices: Devices) -> Prepare
         "job_arn": job_arn,
         "tags": given_tags,
     }
-    return Prepared(device, task_id, body)
+    known = call.records.get(KIND, task_id)
+    if known is not None:
+        _require_same(known, digest)
+    return Prepared(device, task_id, body, known is not None)
 
 
 def check(call: Call, prepared: Prepared, tasks: QuantumTasks) -> None:
@@ -93,7 +98,7 @@ def lay_down(
     body = {**prepared.body, "left_usd": None if left is None else str(left)}
     try:
         record = call.records.create(KIND, task_id, body, "QUEUED")
-    except Conflict:  # the same request was made before
+    except Conflict:  # the same request was made at the same time
         known = call.records.get(KIND, task_id)
         if known is None:
             raise
@@ -190,6 +195,18 @@ def _checked_action(request: Mapping[str, Any], device: Device) -> Mapping[str, 
         raise ValidationFault(f"shots is {shots}; device {device.display_name} takes 0 to {most}")
     checked: Mapping[str, Any] = action
     return checked
+
+
+def _device_parameters(request: Mapping[str, Any]) -> str:
+    """What is shown as it came; the simulators have none that change a result."""
+    text: str = request.get("deviceParameters") or "{}"
+    try:
+        known = json.loads(text)
+    except (ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict):
+        raise ValidationFault("deviceParameters is not a JSON object")
+    return text
 
 
 def _counts(action: Mapping[str, Any]) -> dict[str, int]:

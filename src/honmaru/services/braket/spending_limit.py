@@ -20,6 +20,7 @@ from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.security.guard.records import Creation, GuardedChange
 from honmaru.services.braket import tags
+from honmaru.services.braket.device import permitted
 from honmaru.services.braket.searching import search as search_records
 
 KIND = "spending-limit"
@@ -28,8 +29,7 @@ _USD = re.compile(r"\d{1,12}(\.\d{1,2})?")
 
 
 def create(call: Call, request: Mapping[str, Any], devices: Devices, ids: Ids) -> dict[str, Any]:
-    device = devices.named(request["deviceArn"])
-    call.authorize("braket:CreateSpendingLimit", device.arn(call.session.partition))  # before anything is repeated
+    device = permitted(call, "braket:CreateSpendingLimit", request["deviceArn"], devices)  # before anything is repeated
     return idempotency.once(call, request, lambda: _made(call, request, device, ids))
 
 

@@ -14,6 +14,7 @@ Invariants:
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -24,7 +25,8 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,7 @@ def serve(path: str) -> None:
     from honmaru.workloads.quantum import simulator, warm
 
     warm.exercise()
+    gc.freeze()  # children share these pages: a collection in one would write into, and so copy, all of them
     simulator.TREES.mkdir(exist_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
@@ -109,7 +112,8 @@ def _answer(connection: socket.socket, simulator: Any, request: Mapping[str, Any
         _limit_memory(int(request.get("memory_bytes") or 0))
         _use_threads(int(request.get("threads") or 1))
         if request["op"] == "check":
-            simulator.check(request)
+            with _limited_cpu(float(request["cpu_s"]), simulator.Refused):
+                simulator.check(request)
             _send(connection, {"ok": True, "size": 0})
             return
         body = b"".join(simulator.run(request))
@@ -119,6 +123,23 @@ def _answer(connection: socket.socket, simulator: Any, request: Mapping[str, Any
         _send(connection, {"ok": False, "kind": "refused", "message": str(refused)})
     except MemoryError:
         _send(connection, {"ok": False, "kind": "memory", "message": "the task needs more memory than it may have"})
+
+
+@contextmanager
+def _limited_cpu(seconds: float, refused: type[Exception]) -> Iterator[None]:
+    """Raises `refused` once the block has used so many seconds of processor time: a busy machine refuses no program
+    that an idle one takes."""
+
+    def late(*_: Any) -> None:
+        raise refused(f"the program takes more than {seconds:.0f} s to interpret")
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds, 1.0)  # again: the interpreter may have caught the first
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def _limit_memory(task_bytes: int) -> None:

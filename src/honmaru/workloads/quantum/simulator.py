@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +158,13 @@ class _Measured:
 
     limits: Limits
 
+    @property
+    def properties(self) -> Any:
+        """The simulator's own, made once: it makes and validates the whole document for each circuit that it checks,
+        which is half of the work on a small one."""
+        kind: Any = type(self)
+        return _properties(kind)
+
     def create_program_context(self) -> ProgramContext:
         return _Counting(self, self.limits)
 
@@ -185,6 +192,11 @@ class _Measured:
                     f"result type {result.type.value} over {qubit_count} qubits has {values} values; at most "
                     f"{self.limits.values} are returned: name fewer targets, or ask for shots or expectation values"
                 )
+
+
+@cache
+def _properties(kind: Any) -> Any:
+    return super(_Measured, kind()).properties
 
 
 class _StateVector(_Measured, StateVectorSimulator):  # type: ignore[misc]
