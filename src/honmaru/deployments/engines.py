@@ -72,6 +72,8 @@ class Engine:
     count_tokens: bool = False
     stream_usage: bool = True
     schema_as: str = "json_schema"
+    quality: float | None = None
+    price: float | None = None
     remotes: tuple[Remote, ...] = ()
     replicas: int = 1
     requests: int = 64
@@ -157,7 +159,12 @@ def _artifact(session: Session, engine: Engine) -> ModelArtifact:
         features=engine.features,
         engine=engine.id,
         families=engine.families,
-        details={"provider": engine.provider, "name": engine.name},
+        details={
+            "provider": engine.provider,
+            "name": engine.name,
+            "quality": engine.quality,
+            "price": engine.price,
+        },
         arn_type="AWS::Bedrock::FoundationModel",
     )
 
@@ -188,6 +195,7 @@ _MEMBERS: Mapping[str, type | tuple[type, ...]] = {
     "model": str, "name": str, "provider": str, "features": list, "families": list, "context_length": int,
     "instruct": bool, "max_label": str, "command": list, "environment": str, "files": str, "port": int, "root": str,
     "health": str, "count_tokens": bool, "stream_usage": bool, "schema_as": str,
+    "quality": (int, float), "price": (int, float),
     "replicas": (list, int), "requests": int,
     "cpu": (int, float), "memory_gib": (int, float), "start_s": (int, float), "variables": dict,
 }  # fmt: skip
@@ -224,6 +232,8 @@ def read_engine(name: str, entry: Any, account: str) -> Engine:
     files = Path(entry["files"]) if "files" in entry else None
     if files is not None and not (files.is_absolute() and files.is_dir()):
         problems.append(f"files {str(files)!r} is not an absolute path of a directory")
+    if not 0 <= entry.get("quality", 0) <= 100 or entry.get("price", 0) < 0:
+        problems.append("quality is a number from 0 to 100, price one from 0")
     limit = None
     if "max_label" in entry:
         limit = _label(entry["max_label"], problems)
@@ -249,6 +259,8 @@ def read_engine(name: str, entry: Any, account: str) -> Engine:
         count_tokens=entry.get("count_tokens", False),
         stream_usage=entry.get("stream_usage", True),
         schema_as=entry.get("schema_as", "json_schema"),
+        quality=entry.get("quality"),
+        price=entry.get("price"),
         remotes=tuple(one for one in remotes if one is not None),
         replicas=entry["replicas"] if isinstance(entry.get("replicas"), int) else 1,
         requests=entry.get("requests", 64),
