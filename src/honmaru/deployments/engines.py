@@ -33,6 +33,7 @@ from honmaru.core.errors import ConfigurationFault, HonmaruError
 from honmaru.core.labels import Label
 from honmaru.core.sessions import Session
 from honmaru.deployments.client import TcpPlace
+from honmaru.deployments.dialects import DIALECTS, EMBEDDED, Dialect
 from honmaru.ports.models import ModelArtifact
 
 _ID = re.compile(r"[a-z0-9-]{1,63}\.[a-z0-9][a-z0-9._:-]{0,95}")
@@ -71,7 +72,7 @@ class Engine:
     health: str = "/v1/models"
     count_tokens: bool = False
     stream_usage: bool = True
-    schema_as: str = "json_schema"
+    dialect: Dialect = EMBEDDED
     quality: float | None = None
     price: float | None = None
     remotes: tuple[Remote, ...] = ()
@@ -194,7 +195,7 @@ def read_engines(file: Path, account: str) -> Mapping[str, Engine]:
 _MEMBERS: Mapping[str, type | tuple[type, ...]] = {
     "model": str, "name": str, "provider": str, "features": list, "families": list, "context_length": int,
     "instruct": bool, "max_label": str, "command": list, "environment": str, "files": str, "port": int, "root": str,
-    "health": str, "count_tokens": bool, "stream_usage": bool, "schema_as": str,
+    "health": str, "count_tokens": bool, "stream_usage": bool, "schema_as": str, "dialect": str,
     "quality": (int, float), "price": (int, float),
     "replicas": (list, int), "requests": int,
     "cpu": (int, float), "memory_gib": (int, float), "start_s": (int, float), "variables": dict,
@@ -237,7 +238,15 @@ def read_engine(name: str, entry: Any, account: str) -> Engine:
     limit = None
     if "max_label" in entry:
         limit = _label(entry["max_label"], problems)
-    remotes = [_remote(one, account, entry.get("root", "/v1"), problems) for one in urls or ()]
+    spoken = DIALECTS.get(entry.get("dialect", "openai"))
+    if spoken is None:
+        problems.append(f"dialect is one of {', '.join(DIALECTS)}")
+        raise ConfigurationFault(problems)
+    for beyond in sorted(set(features) & set(FEATURES) - spoken.features):
+        problems.append(f"feature {beyond!r} is none that the dialect {entry['dialect']} can carry")
+    dialect = spoken(entry.get("stream_usage", True), entry.get("schema_as", "json_schema"))
+    root = entry.get("root", dialect.root)
+    remotes = [_remote(one, account, root, dialect, problems) for one in urls or ()]
     if problems:
         raise ConfigurationFault(problems)
     return Engine(
@@ -254,11 +263,11 @@ def read_engine(name: str, entry: Any, account: str) -> Engine:
         environment=entry.get("environment", ""),
         files=files,
         port=entry.get("port", 8000),
-        root=entry.get("root", "/v1"),
-        health=entry.get("health", "/v1/models"),
+        root=root,
+        health=entry.get("health", dialect.health),
         count_tokens=entry.get("count_tokens", False),
         stream_usage=entry.get("stream_usage", True),
-        schema_as=entry.get("schema_as", "json_schema"),
+        dialect=dialect,
         quality=entry.get("quality"),
         price=entry.get("price"),
         remotes=tuple(one for one in remotes if one is not None),
@@ -279,7 +288,7 @@ def _label(text: Any, problems: list[str]) -> Label | None:
         return None
 
 
-def _remote(entry: Any, account: str, root: str, problems: list[str]) -> Remote | None:
+def _remote(entry: Any, account: str, root: str, dialect: Dialect, problems: list[str]) -> Remote | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("url"), str) or "label" not in entry:
         problems.append("a replica needs a url and the label that it serves")
         return None
@@ -291,12 +300,16 @@ def _remote(entry: Any, account: str, root: str, problems: list[str]) -> Remote 
         problems.append(f"url {entry['url']!r} must be http(s)://host:port; its path is the member root")
         return None
     label = _label(entry["label"], problems)
-    headers: dict[str, str] = {}
+    secret = ""
     if "authorization_file" in entry:
         try:
-            headers["authorization"] = f"Bearer {Path(entry['authorization_file']).read_text('utf-8').strip()}"
-        except OSError as fault:
+            secret = Path(entry["authorization_file"]).read_text("utf-8").strip()
+        except (OSError, ValueError) as fault:
             problems.append(f"authorization_file cannot be read: {type(fault).__name__}")
     tls = ssl.create_default_context() if parts.scheme == "https" else None
     place = TcpPlace(parts.hostname, parts.port or (443 if tls else 80), tls)
+    if not secret.isprintable() or not secret.isascii():
+        problems.append("authorization_file must hold one line of printable ASCII")
+        secret = ""
+    headers = dialect.headers(secret)
     return Remote(place, root, label.canonical, str(entry.get("account", account)), headers) if label else None
