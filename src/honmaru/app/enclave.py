@@ -40,7 +40,9 @@ from honmaru.core.partitions import partition_of
 from honmaru.core.sessions import Session
 from honmaru.deployments import Engines, ModelServers
 from honmaru.deployments.catalog import find_artifact, find_custom_model
+from honmaru.deployments.placement import Placement
 from honmaru.executors.local import LocalExecutor
+from honmaru.executors.local.accelerators import LocalAccelerators
 from honmaru.gateway.app import Gateway, Limits
 from honmaru.gateway.meters import RequestMeter
 from honmaru.gateway.server import serve
@@ -178,6 +180,7 @@ class Enclave:
         model_creation = replace(model_import, of=CREATION_KIND)
         self.quantum = Quantum(self, buckets, logs, capacity, quantum)
         self.engines = Engines(data / "engines.json", account=self.account, problem=_LOG.error)
+        placement = Placement(LocalAccelerators())
         self.batch_servers = ModelServers(
             self.guard,
             self.executor,
@@ -186,6 +189,7 @@ class Enclave:
             self.ids,
             data / "models-batch",
             engines=self.engines,
+            placement=placement,
             idle_s=60.0,
         )
         batches = BatchInference(
@@ -231,6 +235,7 @@ class Enclave:
             self.ids,
             data / "models",
             engines=self.engines,
+            placement=placement,
             idle_s=settings.model_idle_s,
         )
         wake = self.supervisor.wake

@@ -34,6 +34,7 @@ from honmaru.core.labels import Label
 from honmaru.core.sessions import Session
 from honmaru.deployments.client import TcpPlace
 from honmaru.deployments.dialects import DIALECTS, EMBEDDED, Dialect
+from honmaru.deployments.placement import Wish
 from honmaru.ports.models import ModelArtifact
 
 _ID = re.compile(r"[a-z0-9-]{1,63}\.[a-z0-9][a-z0-9._:-]{0,95}")
@@ -73,6 +74,7 @@ class Engine:
     count_tokens: bool = False
     stream_usage: bool = True
     dialect: Dialect = EMBEDDED
+    accelerators: Wish | None = None
     quality: float | None = None
     price: float | None = None
     remotes: tuple[Remote, ...] = ()
@@ -196,6 +198,7 @@ _MEMBERS: Mapping[str, type | tuple[type, ...]] = {
     "model": str, "name": str, "provider": str, "features": list, "families": list, "context_length": int,
     "instruct": bool, "max_label": str, "command": list, "environment": str, "files": str, "port": int, "root": str,
     "health": str, "count_tokens": bool, "stream_usage": bool, "schema_as": str, "dialect": str,
+    "accelerators": int, "accelerator": str, "accelerator_memory_gib": (int, float),
     "quality": (int, float), "price": (int, float),
     "replicas": (list, int), "requests": int,
     "cpu": (int, float), "memory_gib": (int, float), "start_s": (int, float), "variables": dict,
@@ -233,6 +236,12 @@ def read_engine(name: str, entry: Any, account: str) -> Engine:
     files = Path(entry["files"]) if "files" in entry else None
     if files is not None and not (files.is_absolute() and files.is_dir()):
         problems.append(f"files {str(files)!r} is not an absolute path of a directory")
+    wish = None
+    if entry.get("accelerators"):
+        memory = int(entry.get("accelerator_memory_gib", 1) * (1 << 30))
+        wish = Wish(entry["accelerators"], entry.get("accelerator", "cuda"), memory)
+        if not entry.get("command") or not 1 <= wish.count <= 64 or wish.kind not in ("cuda", "neuron") or memory < 0:
+            problems.append("accelerators is 1 to 64 for a command, accelerator cuda or neuron, their memory positive")
     if not 0 <= entry.get("quality", 0) <= 100 or entry.get("price", 0) < 0:
         problems.append("quality is a number from 0 to 100, price one from 0")
     limit = None
@@ -268,6 +277,7 @@ def read_engine(name: str, entry: Any, account: str) -> Engine:
         count_tokens=entry.get("count_tokens", False),
         stream_usage=entry.get("stream_usage", True),
         dialect=dialect,
+        accelerators=wish,
         quality=entry.get("quality"),
         price=entry.get("price"),
         remotes=tuple(one for one in remotes if one is not None),

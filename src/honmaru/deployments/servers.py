@@ -26,6 +26,7 @@ from honmaru.core.sessions import Session
 from honmaru.deployments.client import Pool, Reply, ServerGone, ServerRefused, error_message
 from honmaru.deployments.dialects import EMBEDDED, Dialect
 from honmaru.deployments.engines import Engine, Engines
+from honmaru.deployments.placement import Placement
 from honmaru.deployments.replicas import Replica, choose
 from honmaru.deployments.server import Environments, Server, ServerLimits, discard
 from honmaru.ports.executors import Executor
@@ -56,6 +57,7 @@ class ModelServers:
     Args:
         directory: Where servers' folders live (sockets, plain model files while they run); 0700.
         engines: What the operator declared; None when nothing can be declared.
+        placement: Gives out the machine's accelerators; None when there shall be none.
         idle_s: A server without a request for so long is stopped.
     """
 
@@ -69,12 +71,14 @@ class ModelServers:
         directory: Path,
         *,
         engines: Engines | None = None,
+        placement: Placement | None = None,
         idle_s: float = 900.0,
         limits: ServerLimits | None = None,
     ) -> None:
         self._guard, self._executor, self._environments = guard, executor, environments
         self._clock, self._ids, self._directory = clock, ids, directory
         self._engines = engines
+        self._placement = placement
         self._idle_s, self._limits = idle_s, limits or ServerLimits()
         self._deployments: dict[_Key, _Deployment] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -302,7 +306,7 @@ class ModelServers:
         folder = self._directory / f"server-{self._ids.uuid()}"
         engine = deployment.engine
         environment = self._environments.named(ENVIRONMENT if engine is None else engine.environment)
-        server = Server(self._guard, self._executor, environment, folder, self._limits, engine)
+        server = Server(self._guard, self._executor, environment, folder, self._limits, engine, self._placement)
         try:
             await server.start(session, model)
         except HonmaruError as fault:
