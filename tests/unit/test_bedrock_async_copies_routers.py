@@ -386,3 +386,16 @@ def test_bidirectional_streams_are_refused_naming_the_model(forge: Forge) -> Non
         forge.ask("invoke_model_with_bidirectional_stream", modelId="acme.plain", body=iter(()))
     with pytest.raises(NotFound):
         forge.ask("invoke_model_with_bidirectional_stream", modelId="acme.absent", body=iter(()))
+
+
+def test_tier_and_metadata_of_an_invocation_are_recorded_and_checked(forge: Forge) -> None:
+    call = forge.call("bedrock-runtime")
+    body = json.dumps(NATIVE).encode()
+    request = {"modelId": "acme.plain", "body": body, "serviceTier": "flex", "requestMetadata": '{"team": "keep"}'}
+    answer = forge.ask("invoke_model", call, **request)
+    assert answer["serviceTier"] == "default"  # there is one, whatever was asked for
+    assert call.details["serviceTier"] == "flex"
+    assert call.details["requestMetadata"] == {"team": "keep"}
+    for wrong in ("[]", "{", "{}", '{"a": 1}', '{"": "x"}', json.dumps({"a": "x" * 257}), '{"a": "\\u0000"}'):
+        with pytest.raises(ValidationFault, match="requestMetadata"):
+            forge.ask("invoke_model", **(request | {"requestMetadata": wrong}))

@@ -22,7 +22,7 @@ import json
 import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -74,6 +74,9 @@ class Engine:
     count_tokens: bool = False
     stream_usage: bool = True
     dialect: Dialect = EMBEDDED
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    base: str = ""
+    """Of an adapter: the id of the engine whose processes serve it; `model` is what they call it."""
     accelerators: Wish | None = None
     quality: float | None = None
     price: float | None = None
@@ -186,9 +189,14 @@ def read_engines(file: Path, account: str) -> Mapping[str, Engine]:
     engines: dict[str, Engine] = {}
     for name, entry in declared.items():
         try:
-            engines[name] = read_engine(name, entry, account)
+            engine = engines[name] = read_engine(name, entry, account)
         except ConfigurationFault as fault:
             problems += [f"{file.name}: engine {name!r}: {one}" for one in fault.problems]
+            continue
+        for adapter, model in engine.adapters.items():
+            if adapter in declared or adapter in engines:
+                problems.append(f"{file.name}: engine {name!r}: adapter {adapter!r} has the id of another model")
+            engines[adapter] = replace(engine, id=adapter, model=model, name=adapter, base=name, adapters={})
     if problems:
         raise ConfigurationFault(problems)
     return engines
@@ -198,7 +206,7 @@ _MEMBERS: Mapping[str, type | tuple[type, ...]] = {
     "model": str, "name": str, "provider": str, "features": list, "families": list, "context_length": int,
     "instruct": bool, "max_label": str, "command": list, "environment": str, "files": str, "port": int, "root": str,
     "health": str, "count_tokens": bool, "stream_usage": bool, "schema_as": str, "dialect": str,
-    "accelerators": int, "accelerator": str, "accelerator_memory_gib": (int, float),
+    "adapters": dict, "accelerators": int, "accelerator": str, "accelerator_memory_gib": (int, float),
     "quality": (int, float), "price": (int, float),
     "replicas": (list, int), "requests": int,
     "cpu": (int, float), "memory_gib": (int, float), "start_s": (int, float), "variables": dict,
@@ -236,6 +244,9 @@ def read_engine(name: str, entry: Any, account: str) -> Engine:
     files = Path(entry["files"]) if "files" in entry else None
     if files is not None and not (files.is_absolute() and files.is_dir()):
         problems.append(f"files {str(files)!r} is not an absolute path of a directory")
+    for adapter, served in entry.get("adapters", {}).items():
+        if not _ID.fullmatch(adapter) or not isinstance(served, str) or not served:
+            problems.append(f"adapter {adapter[:100]!r}: an id is provider.model, and the server's name for it a text")
     wish = None
     if entry.get("accelerators"):
         memory = int(entry.get("accelerator_memory_gib", 1) * (1 << 30))
@@ -277,6 +288,7 @@ def read_engine(name: str, entry: Any, account: str) -> Engine:
         count_tokens=entry.get("count_tokens", False),
         stream_usage=entry.get("stream_usage", True),
         dialect=dialect,
+        adapters=dict(entry.get("adapters", {})),
         accelerators=wish,
         quality=entry.get("quality"),
         price=entry.get("price"),

@@ -261,8 +261,12 @@ class ModelServers:
     def _deployment(self, session: Session, model: ModelArtifact) -> _Deployment:
         if self._closed:
             raise NotReady("the enclave is stopping")
-        key = (session.account, model.arn, session.label.canonical)
         engine = self._engine(model)
+        arn = model.arn
+        if engine is not None and engine.base and self._engines is not None:
+            # An adapter: the processes of its base model serve it, and are chosen and limited together.
+            arn, engine = arn.removesuffix(engine.id) + engine.base, self._engines.named(engine.base)
+        key = (session.account, arn, session.label.canonical)
         deployment = self._deployments.get(key)
         if deployment is not None and deployment.engine is engine:
             return deployment

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ from honmaru.services.bedrock_runtime.invocation_log import InvocationLog
 from honmaru.services.bedrock_runtime.model import modelled, rendered, resolve, routed
 
 Request = Mapping[str, Any]
+_MOST_METADATA = 16
 
 
 class BedrockRuntime(Provider):
@@ -114,7 +116,7 @@ class BedrockRuntime(Provider):
             completion, latency_ms = await self._whole(call, model, wanted)
             body = invocation.answer(asked, completion, model.name, call.request_id, latency_ms)
         await self._log_it(call, model, {"body": request.get("body")}, body)
-        return {"body": native.written(body), "contentType": "application/json"}
+        return {"body": native.written(body), "contentType": "application/json", **_native_echo(request)}
 
     async def invoke_model_with_response_stream(self, call: Call, request: Request) -> dict[str, Any]:
         model = await self._native_model(call, "InvokeModelWithResponseStream", request)
@@ -148,7 +150,7 @@ class BedrockRuntime(Provider):
                     yield {"chunk": {"bytes": native.written(chunk)}}
                 yield {"chunk": {"bytes": native.written({**last, **native.metrics(delta, latency_ms, first_ms)})}}
 
-        return {"body": Stream(events(), rest), "contentType": "application/json"}
+        return {"body": Stream(events(), rest), "contentType": "application/json", **_native_echo(request)}
 
     async def count_tokens(self, call: Call, request: Request) -> dict[str, Any]:
         model = await self._model(call, "CountTokens", request["modelId"])
@@ -346,6 +348,34 @@ def _echo(request: Request) -> dict[str, Any]:
     return {"serviceTier": {"type": "default"}} if request.get("serviceTier") else {}
 
 
+def _native_echo(request: Request) -> dict[str, Any]:
+    """As `_echo`, for the header that InvokeModel answers with."""
+    return {"serviceTier": "default"} if request.get("serviceTier") else {}
+
+
+_METADATA = re.compile(r"[a-zA-Z0-9\s:_@$#=/+,.-]*")
+
+
+def _metadata(text: str | None) -> dict[str, str] | None:
+    """Request metadata as InvokeModel's header states it: a JSON object with Converse's limits."""
+    if not text:
+        return None
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        given = None
+    pairs = given.items() if isinstance(given, dict) else ()
+    if not 1 <= len(pairs) <= _MOST_METADATA or not all(
+        isinstance(value, str) and 0 < len(name) <= 256 >= len(value) and _METADATA.fullmatch(name + value)
+        for name, value in pairs
+    ):
+        raise ValidationFault(
+            f"requestMetadata must be a JSON object of 1 to {_MOST_METADATA} texts, names and values of at most 256 "
+            "letters, digits, spaces and : _ @ $ # = / + , - ."
+        )
+    return dict(pairs)
+
+
 def _native(call: Call, request: Request, model: ModelArtifact) -> native.Asked:
     if request.get("guardrailIdentifier"):
         raise unsupported(model.name, "guardrails")
@@ -355,7 +385,7 @@ def _native(call: Call, request: Request, model: ModelArtifact) -> native.Asked:
         kind = str(request.get(member) or "application/json").split(";")[0].strip().lower()
         if kind not in ("application/json", "*/*", "application/*"):
             raise ValidationFault(f"{member} {kind!r} is not supported; expected application/json")
-    _record(call, request.get("serviceTier"), None)
+    _record(call, request.get("serviceTier"), _metadata(request.get("requestMetadata")))
     embeds = invocation.only_embeds(model.features)
     return native.read(request.get("body") or b"", model.name, model.families, embeds=embeds)
 
