@@ -231,4 +231,7 @@ def test_async_invocations_and_copies_survive_kill_9_and_end_once(site: Site) ->
     assert copied["status"] == "Completed", copied
     names = [one["modelName"] for one in bedrock.list_custom_models()["modelSummaries"]]
     assert names.count("copied") == names.count("of-files") == 1
-    assert isinstance(site.ask(copied["targetModelArn"]), str)
+    deployed = bedrock.create_custom_model_deployment(modelDeploymentName="copied", modelArn=copied["targetModelArn"])[
+        "customModelDeploymentArn"
+    ]
+    assert isinstance(site.ask(deployed), str)
