@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-identity test-keys test-clients test-radosgw test-inference test-observability test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-fairness bench-inference bench-policy bench-quantum docs new-service clean
+.PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-identity test-keys test-clients test-radosgw test-inference test-inference-long test-observability test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-fairness bench-inference bench-policy bench-quantum docs new-service clean
 
 help: ## this text
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ test-inference: install system ## boto3's, Anthropic's, OpenAI's and LangChain's
 	@PYTHON=$(PYTHON) scripts/install-peers bedrock-clients
 	@PYTHON=$(PYTHON) scripts/install-peers llama-cpp || echo "llama-cpp-python does not build here: its tests are skipped"
 	@HONMARU_INFERENCE=1 $(BIN)/python -m pytest tests/inference
+
+test-inference-long: install system ## 1,000 killed engines and 10,000 cancelled streams
+	@HONMARU_INFERENCE=1 HONMARU_LONG=1 $(BIN)/python -m pytest tests/inference/test_engine_kills.py
 
 test-observability: install system ## the AWS CLI, Prometheus's and OpenTelemetry's own parsers on logs, metrics, trails and spans
 	@PYTHON=$(PYTHON) scripts/install-peers observability

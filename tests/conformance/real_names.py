@@ -1,6 +1,6 @@
 """Runs inside a private network: an enclave under AWS's real host names, then a client program against it.
 
-real_names.py DATA REGION HOSTS PYTHON SCENARIO      prints what the scenario prints; exits as it exits
+real_names.py DATA REGION HOSTS PYTHON SCENARIO SECONDS      prints what the scenario prints; exits as it exits
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from honmaru.testing.enclaves import LiveEnclave
 
 
-def main(data: str, region: str, hosts: str, python: str, scenario: str) -> int:
+def main(data: str, region: str, hosts: str, python: str, scenario: str, seconds: str) -> int:
     enclave = LiveEnclave(Path(data), region)
     enclave.port = 443
     enclave.up("--real-hostnames")
@@ -36,7 +36,7 @@ def main(data: str, region: str, hosts: str, python: str, scenario: str) -> int:
                 [python, scenario],
                 env={**variables, "HOME": home, "ACCOUNT": enclave.account, "ENDPOINTS": json.dumps(lines.split())},
                 check=False,
-                timeout=100,
+                timeout=float(seconds),
             )
             return done.returncode
         finally:

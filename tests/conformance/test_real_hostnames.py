@@ -22,13 +22,13 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
 
-def run_inside(tmp_path: Path, python: str, scenario: str, region: str = "us-gov-west-1") -> dict:
+def run_inside(tmp_path: Path, python: str, scenario: str, region: str = "us-gov-west-1", seconds: int = 100) -> dict:
     if shutil.which("bwrap") is None:
         pytest.skip("bubblewrap is not installed")
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 localhost\n")
     command = [sys.executable, str(HERE / "real_names.py"), str(tmp_path / "data"), region, str(hosts), python]
-    done = in_private_network([*command, str(HERE / scenario)], hosts)
+    done = in_private_network([*command, str(HERE / scenario), str(seconds)], hosts, timeout_s=seconds + 60)
     if "setting up uid map" in done.stderr or "No permissions to create new namespace" in done.stderr:
         pytest.skip("this machine lets nobody make a network namespace")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,6 +71,15 @@ def test_the_sagemaker_sdk_works_unmodified(tmp_path, version):
     assert facts["read"] == "1,2\n"
     assert facts["downloaded"] == "3,4\n"
     assert facts["caller"].endswith(":user/admin")
+
+
+@pytest.mark.timeout(660)
+def test_bedrock_model_builder_trains_imports_and_deploys(tmp_path):
+    """Nothing of the SDK is patched; most of the time it sleeps a minute between two looks at a job."""
+    facts = run_inside(tmp_path, peer("sagemaker3"), "real_names_bedrock_builder.py", seconds=600)
+    assert facts.pop("reused") is True
+    assert all(facts.pop(name) > 0 for name in ("imported", "provisioned", "deployed"))
+    assert facts == {"trained": "Completed", "import": "Completed", "status": "Active"}
 
 
 @pytest.mark.parametrize("region", ["us-gov-west-1", "us-isob-east-1", "us-iso-east-1"])

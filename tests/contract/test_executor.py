@@ -181,8 +181,8 @@ def test_when_the_sandbox_cannot_be_set_up_nothing_runs(bench: Bench) -> None:
 
 
 def test_what_the_executor_does_not_have_is_refused(bench: Bench) -> None:
-    with pytest.raises(ValidationFault, match="accelerators"):
-        bench.executor.start(bench.spec("gpu", "pass", accelerators=1))
+    with pytest.raises(ValidationFault, match="no device of an accelerator"):
+        bench.executor.start(bench.spec("gpu", "pass", devices=("/dev/mem",)))
     with pytest.raises(ValidationFault, match="job id"):
         bench.executor.status("../../etc")
 

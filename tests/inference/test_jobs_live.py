@@ -180,3 +180,58 @@ def test_a_batch_of_a_thousand_records_survives_kill_9(site: Site) -> None:
     good = [line["recordId"] for line in lines if "modelOutput" in line]
     assert len(lines) == 1000 and good == [f"r{n:04d}" for n in range(1000) if n % 50]
     assert [at for at, line in enumerate(lines) if "error" in line] == list(broken)
+
+
+def test_async_invocations_and_copies_survive_kill_9_and_end_once(site: Site) -> None:
+    s3, runtime, bedrock = site.client("s3"), site.client("bedrock-runtime"), site.client("bedrock")
+    s3.create_bucket(Bucket="asynchronous")
+    s3.put_bucket_versioning(Bucket="asynchronous", VersioningConfiguration={"Status": "Enabled"})
+    base = bedrock.get_imported_model(modelIdentifier="base")["modelArn"]
+
+    def start(number: int) -> str:
+        return str(
+            runtime.start_async_invoke(
+                modelId=base,
+                modelInput={"prompt": f"keep {number}", "max_gen_len": 120, "seed": number},
+                outputDataConfig={"s3OutputDataConfig": {"s3Uri": "s3://asynchronous/out"}},
+                clientRequestToken=f"invocation-{number}",
+            )["invocationArn"]
+        )
+
+    arns = [start(number) for number in range(12)]
+    custom = bedrock.create_custom_model(
+        modelName="of-files",
+        roleArn=site.role,
+        modelSourceConfig={"s3DataSource": {"s3Uri": "s3://work/base/"}},
+    )["modelArn"]
+    site.live.kill()
+    site.live.up()
+    runtime, bedrock, s3 = site.client("bedrock-runtime"), site.client("bedrock"), site.client("s3")
+    assert [start(number) for number in range(12)] == arns  # what was acknowledged is known after the kill
+    for arn in arns:
+        found = site.wait(lambda arn=arn: runtime.get_async_invoke(invocationArn=arn), ("InProgress",))
+        assert found["status"] == "Completed", found
+    contents = s3.list_object_versions(Bucket="asynchronous")["Versions"]
+    keys = {f"out/{arn.rpartition('/')[2]}/output.json" for arn in arns}
+    assert {one["Key"] for one in contents} == keys
+    by_key: dict[str, set[str]] = {}
+    for one in contents:  # a kill between the answer's write and the job's end may write it again, the same
+        by_key.setdefault(one["Key"], set()).add(one["ETag"])
+    assert all(len(tags) == 1 for tags in by_key.values())
+    deadline = time.monotonic() + 120
+    while (made := bedrock.get_custom_model(modelIdentifier=custom))["modelStatus"] == "Creating":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert made["modelStatus"] == "Active", made
+    job = bedrock.create_model_copy_job(sourceModelArn=custom, targetModelName="copied")["jobArn"]
+    site.live.kill()
+    site.live.up()
+    bedrock = site.client("bedrock")
+    copied = site.wait(lambda: bedrock.get_model_copy_job(jobArn=job), ("InProgress",))
+    assert copied["status"] == "Completed", copied
+    names = [one["modelName"] for one in bedrock.list_custom_models()["modelSummaries"]]
+    assert names.count("copied") == names.count("of-files") == 1
+    deployed = bedrock.create_custom_model_deployment(modelDeploymentName="copied", modelArn=copied["targetModelArn"])[
+        "customModelDeploymentArn"
+    ]
+    assert isinstance(site.ask(deployed), str)

@@ -152,6 +152,10 @@ class Door(GatewayUnderTest):
         """The least members of an operation; None when none can be drawn."""
         service = operation.service
         members = sample(service, operation.input, full=False) if operation.input else {}
+        if members is SKIP and (payload := _event_stream(operation)):  # what streams in comes after the door
+            shape = operation.input_shape
+            names = [name for name in shape["required"] if name != payload]
+            members = {name: sample(service, shape["members"][name], full=False) for name in names}
         if members is SKIP:
             return None
         members = self._at_home(members | STATED.get((service.name, operation.name), {}))
@@ -172,6 +176,8 @@ class Door(GatewayUnderTest):
         prepare_request_dict(wire, endpoint_url="https://127.0.0.1:8443", context={})
         method, path, _, headers, body = parts_of(wire)
         query = wire["url"].partition("?")[2]
+        if _event_stream(operation):
+            headers = {**headers, "X-Amz-Content-SHA256": "STREAMING-AWS4-HMAC-SHA256-EVENTS"}
         return self.signed(
             service.signing_name,
             method,
@@ -269,6 +275,13 @@ class Door(GatewayUnderTest):
             for provider, operation in self.implemented()
             if (problem := self.problem(provider, operation, key)) is not None
         }
+
+
+def _event_stream(operation: Operation) -> str:
+    """The member of the input that is an event stream; "" when there is none."""
+    payload = operation.input_shape.get("payload", "")
+    shapes = operation.service.shapes
+    return payload if payload and shapes[operation.input_shape["members"][payload]["shape"]].get("eventstream") else ""
 
 
 def _boto(name: str) -> botocore.model.ServiceModel:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import random
 import secrets
@@ -26,6 +27,7 @@ from botocore.exceptions import ClientError
 from honmaru.app.service_deliveries import ServiceDeliveries
 from honmaru.app.tag_sources import tag_sources
 from honmaru.core.labels import Label
+from honmaru.deployments import Engines, ModelServers
 from honmaru.gateway.app import Gateway, Limits
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.instances import Capacity
@@ -34,6 +36,9 @@ from honmaru.security.guard import Guard
 from honmaru.security.identity import Identity
 from honmaru.security.ledger import Ledger
 from honmaru.security.page_tokens import PageTokens
+from honmaru.services.bedrock import Bedrock
+from honmaru.services.bedrock_agent import BedrockAgent
+from honmaru.services.bedrock_runtime import BedrockRuntime
 from honmaru.services.cloudtrail.provider import CloudTrail
 from honmaru.services.cloudwatch import CloudWatch, MetricStore
 from honmaru.services.cloudwatch.watching import AlarmWatch
@@ -90,8 +95,26 @@ class World:
         )
         environments = Environments(directory / "environments.json")
         capacity = Capacity(cores=2, memory_bytes=8 << 30)
+        place = {"url": "http://127.0.0.1:1", "account": ACCOUNT}
+        replicas = [{**place, "label": marking} for marking in MARKINGS]
+        (directory / "engines.json").write_text(
+            json.dumps({f"acme.{name}": {"replicas": replicas, "quality": 1, "price": 1} for name in NAMES})
+        )
+        engines = Engines(directory / "engines.json", account=ACCOUNT, problem=print)
+        servers = ModelServers(
+            guard,
+            None,  # type: ignore[arg-type]
+            environments,
+            keep.clock,
+            keep.ids,
+            directory / "models",
+            engines=engines,
+        )
         carried: tuple[Provider, ...] = (
             Sts(identity),
+            Bedrock(identity, lambda: None, servers, keep.ids, engines),
+            BedrockAgent(keep.ids),
+            BedrockRuntime(servers, keep.clock, engines, keep.ids, lambda: None),
             Iam(identity),
             S3(keep.ids, commits),
             SageMaker(identity, buckets, environments, lambda: None, capacity, keep.ids),
@@ -236,6 +259,12 @@ def perform(clients: Clients, world: World, marking: str, chance: random.Random,
     transformation = {"metricName": name, "metricNamespace": "N", "metricValue": "1"}
     place = {"Bucket": bucket, "Key": key}
     where = {"logGroupName": name, "logStreamName": "s"}
+    bedrock, agent, runtime = (
+        clients.get(service, marking) for service in ("bedrock", "bedrock-agent", "bedrock-runtime")
+    )
+    engine = f"arn:aws-iso-b:bedrock:{REGION}::foundation-model/acme.{name}"
+    model_tags = [{"key": "n", "value": f"{number % 3}"}]
+    body = {"prompt": f"{number}", "max_gen_len": 1}
     trust = '{"Version":"2012-10-17","Statement":[]}'
     choices: list[Callable[[], object]] = [
         lambda: s3.create_bucket(Bucket=bucket, CreateBucketConfiguration={"LocationConstraint": REGION}),
@@ -291,6 +320,45 @@ def perform(clients: Clients, world: World, marking: str, chance: random.Random,
         lambda: tagging.tag_resources(ResourceARNList=[f"arn:aws-iso-b:s3:::{bucket}"], Tags={"t": f"{number % 3}"}),
         lambda: quotas.request_service_quota_increase(ServiceCode="logs", QuotaCode="L-1", DesiredValue=2.0),
         lambda: quotas.list_requested_service_quota_change_history(),
+        lambda: runtime.start_async_invoke(
+            modelId=f"acme.{name}",
+            modelInput=body,
+            outputDataConfig={"s3OutputDataConfig": {"s3Uri": f"s3://{bucket}/x"}},
+            clientRequestToken=name,
+        ),
+        lambda: runtime.start_async_invoke(
+            modelId=f"acme.{name}",
+            modelInput=body,
+            outputDataConfig={"s3OutputDataConfig": {"s3Uri": f"s3://{bucket}/x"}},
+            tags=model_tags,
+        ),
+        lambda: runtime.list_async_invokes(maxResults=chance.choice([1, 10])),
+        lambda: [
+            runtime.get_async_invoke(invocationArn=one["invocationArn"])
+            for one in runtime.list_async_invokes()["asyncInvokeSummaries"]
+        ],
+        lambda: bedrock.create_prompt_router(
+            promptRouterName=name,
+            models=[{"modelArn": engine}],
+            fallbackModel={"modelArn": engine},
+            routingCriteria={"responseQualityDifference": 5 * (number % 3)},
+            tags=model_tags,
+        ),
+        lambda: bedrock.list_prompt_routers(maxResults=chance.choice([1, 10])),
+        lambda: [
+            bedrock.delete_prompt_router(promptRouterArn=one["promptRouterArn"])
+            for one in bedrock.list_prompt_routers()["promptRouterSummaries"][:1]
+        ],
+        lambda: bedrock.create_inference_profile(inferenceProfileName=name, modelSource={"copyFrom": engine}),
+        lambda: bedrock.list_inference_profiles(),
+        lambda: bedrock.delete_inference_profile(inferenceProfileIdentifier=name),
+        lambda: bedrock.create_provisioned_model_throughput(provisionedModelName=name, modelId=engine, modelUnits=1),
+        lambda: bedrock.delete_provisioned_model_throughput(provisionedModelId=name),
+        lambda: bedrock.list_provisioned_model_throughputs(),
+        lambda: bedrock.list_model_copy_jobs(),
+        lambda: bedrock.list_custom_models(),
+        lambda: agent.create_prompt(name=name, description=f"{number}"),
+        lambda: agent.list_prompts(),
     ]
     try:
         chance.choice(choices)()

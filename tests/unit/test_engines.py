@@ -32,6 +32,7 @@ class Fake:
     def __init__(self) -> None:
         self.script = "good"
         self.asked = 0
+        self.models: list[str] = []
         self.active = 0
         self.hung_up = 0
         self.port = 0
@@ -47,6 +48,7 @@ class Fake:
                     writer.write(_reply(503 if self.script == "broken" else 200, {"data": []}))
                     continue
                 self.asked += 1
+                self.models.append(body["model"])
                 self.active += 1
                 try:
                     await self._answer(reader, writer, body)
@@ -220,6 +222,29 @@ def test_two_labels_and_two_accounts_share_no_replica(tmp_path: Path) -> None:
             task.cancel()
 
     run(tmp_path, scenario, 2)
+
+
+def test_adapters_are_served_by_the_processes_of_their_base_model(tmp_path: Path) -> None:
+    async def scenario(site: Site) -> None:
+        site.declare(adapters={"acme.big-legal": "legal", "acme.big-medical": "medical"}, requests=1)
+        who = session("SECRET")
+        models = [site.engines.find(who, name) for name in ("acme.big", "acme.big-legal", "acme.big-medical")]
+        for model in models:
+            await site.servers.complete(who, model, ASK)
+        assert site.fakes[0].models == ["acme.big", "legal", "medical"]
+        assert site.fakes[0].connections == 1
+        assert [one.name for one in site.engines.all(who)] == ["acme.big", "acme.big-legal", "acme.big-medical"]
+        assert len(site.servers._deployments) == 1
+        assert site.engines.find(session("UNCLASSIFIED"), "acme.big-legal") is None
+        site.fakes[0].script = "slow"
+        waiting = asyncio.create_task(site.servers.complete(who, models[1], ASK))
+        while not site.fakes[0].active:
+            await asyncio.sleep(0.01)
+        with pytest.raises(Throttled):  # one limit for base and adapters
+            await site.servers.complete(who, models[2], ASK)
+        waiting.cancel()
+
+    run(tmp_path, scenario)
 
 
 def test_the_replica_with_the_fewest_requests_is_asked(tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ from honmaru.core.sessions import Session
 from honmaru.jobs import hybrid_job
 from honmaru.jobs import quantum_task as quantum_task_jobs
 from honmaru.jobs.instances import Capacity
+from honmaru.jobs.kept_sessions import kept_session, session_of
 from honmaru.jobs.quantum_devices import Device, devices_of, estimated_qubits, price_usd
 from honmaru.jobs.quantum_spending import Limit, Spending
 from honmaru.jobs.quantum_states import CLAIMABLE, FINAL, TABLE, after
-from honmaru.jobs.quantum_task import kept_session, session_of, stamp
+from honmaru.jobs.quantum_task import stamp
 from honmaru.security.guard import Record
 from honmaru.services.braket import quantum_task, tags
 from honmaru.services.braket.device import describe

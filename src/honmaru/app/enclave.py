@@ -14,6 +14,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from honmaru.api.models import SERVICES
@@ -38,18 +39,22 @@ from honmaru.core.labels import BOTTOM, Label
 from honmaru.core.partitions import partition_of
 from honmaru.core.sessions import Session
 from honmaru.deployments import Engines, ModelServers
-from honmaru.deployments.catalog import find_artifact
+from honmaru.deployments.catalog import find_artifact, find_custom_model
+from honmaru.deployments.placement import Placement
 from honmaru.executors.local import LocalExecutor
+from honmaru.executors.local.accelerators import LocalAccelerators
 from honmaru.gateway.app import Gateway, Limits
 from honmaru.gateway.meters import RequestMeter
 from honmaru.gateway.server import serve
 from honmaru.gateway.spans import Tracer
+from honmaru.jobs.async_invocation import AsyncInvocation
 from honmaru.jobs.batch_inference import BatchInference
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.instances import Capacity
 from honmaru.jobs.job_broker import Endpoint, JobBrokers
+from honmaru.jobs.model_copy import ModelCopy
 from honmaru.jobs.model_customization import ModelCustomization
-from honmaru.jobs.model_import import ModelImport
+from honmaru.jobs.model_import import CREATION_KIND, ModelImport
 from honmaru.jobs.supervisor import Supervisor
 from honmaru.jobs.training import Training
 from honmaru.security import idempotency
@@ -172,8 +177,10 @@ class Enclave:
             scratch=data / "scratch",
             cores=capacity.cores,
         )
+        model_creation = replace(model_import, of=CREATION_KIND)
         self.quantum = Quantum(self, buckets, logs, capacity, quantum)
         self.engines = Engines(data / "engines.json", account=self.account, problem=_LOG.error)
+        placement = Placement(LocalAccelerators())
         self.batch_servers = ModelServers(
             self.guard,
             self.executor,
@@ -182,6 +189,7 @@ class Enclave:
             self.ids,
             data / "models-batch",
             engines=self.engines,
+            placement=placement,
             idle_s=60.0,
         )
         batches = BatchInference(
@@ -204,7 +212,16 @@ class Enclave:
             cores=capacity.cores,
         )
         self.supervisor = Supervisor(
-            [training, model_import, customization, batches, self.quantum.jobs],
+            [
+                training,
+                model_import,
+                model_creation,
+                customization,
+                batches,
+                AsyncInvocation(batches),
+                ModelCopy(self.guard, self.clock, find_custom_model),
+                self.quantum.jobs,
+            ],
             self.guard,
             clock=self.clock,
             ids=self.ids,
@@ -218,6 +235,7 @@ class Enclave:
             self.ids,
             data / "models",
             engines=self.engines,
+            placement=placement,
             idle_s=settings.model_idle_s,
         )
         wake = self.supervisor.wake
@@ -242,6 +260,8 @@ class Enclave:
                 self.model_servers,
                 self.clock,
                 self.engines,
+                self.ids,
+                wake,
                 InvocationLog(self.guard, self.identity, logs, buckets, self.clock),
             ),
             self.quantum.provider(wake),

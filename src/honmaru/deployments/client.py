@@ -20,7 +20,7 @@ import os
 import ssl
 import stat
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,9 @@ from typing import Any, cast
 
 import httptools
 import orjson
+
+from honmaru.api.eventstreams import Decoder, Frame
+from honmaru.api.misreads import Misread
 
 MAX_HEAD_BYTES = 1 << 16
 MAX_BODY_BYTES = 64 << 20
@@ -279,8 +282,9 @@ class Reply:
             raise ServerRefused(self.status, error_message(value))
         return value
 
-    async def events(self, quiet_s: float) -> AsyncIterator[list[Any]]:
-        """The JSON of the server-sent events until [DONE], those together that arrived together.
+    async def events(self, quiet_s: float, last: Callable[[Any], bool] | None = None) -> AsyncIterator[list[Any]]:
+        """The JSON of the server-sent events until [DONE], or until one is the `last`; those together that arrived
+        together.
 
         Raises ServerGone when the stream breaks off or says nothing for `quiet_s` seconds.
         """
@@ -310,12 +314,31 @@ class Reply:
                     values.append(orjson.loads(data))
                 except ValueError:
                     raise ServerGone("the model server sent an event that is not JSON") from None
+                if last is not None and last(values[-1]):
+                    done = True
+                    break
             if done:
                 await self._finish()
             if values:
                 yield values
             if done:
                 return
+
+    async def frames(self, quiet_s: float) -> AsyncIterator[list[Any]]:
+        """The events of an AWS event stream, {name: members}, those together that arrived together.
+
+        Raises ServerGone when the stream breaks off, says nothing for `quiet_s` seconds, or says that it failed.
+        """
+        if self.status >= 400:
+            await self.json(quiet_s)
+        decoder = Decoder()
+        try:
+            while chunk := await self._connection.body(quiet_s):
+                if events := [_event(frame) for frame in decoder.feed(chunk)]:
+                    yield events
+            decoder.close()
+        except (Misread, ValueError):
+            raise ServerGone("the model server sent an event that is none") from None
 
     async def _finish(self) -> None:
         """Takes the end of the body, when it is there already, so that the connection can be used again."""
@@ -330,6 +353,14 @@ def _data(event: bytes) -> bytes | None:
     """The data of an event with other fields or comments; None when it has none."""
     lines = [line[5:].lstrip(b" ") for line in event.split(b"\n") if line.startswith(b"data:")]
     return b"\n".join(lines) if lines else None
+
+
+def _event(frame: Frame) -> dict[str, Any]:
+    """Raises ServerGone for an exception, ValueError for what is no event."""
+    payload = orjson.loads(frame.payload)
+    if frame.headers.get(":message-type") != "event":
+        raise ServerGone(f"the model server broke off its answer: {error_message(payload)}")
+    return {str(frame.headers[":event-type"]): payload} if ":event-type" in frame.headers else {}
 
 
 _CLOSED = _Connection()

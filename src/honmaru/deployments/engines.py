@@ -22,7 +22,7 @@ import json
 import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +33,8 @@ from honmaru.core.errors import ConfigurationFault, HonmaruError
 from honmaru.core.labels import Label
 from honmaru.core.sessions import Session
 from honmaru.deployments.client import TcpPlace
+from honmaru.deployments.dialects import DIALECTS, EMBEDDED, Dialect
+from honmaru.deployments.placement import Wish
 from honmaru.ports.models import ModelArtifact
 
 _ID = re.compile(r"[a-z0-9-]{1,63}\.[a-z0-9][a-z0-9._:-]{0,95}")
@@ -71,7 +73,13 @@ class Engine:
     health: str = "/v1/models"
     count_tokens: bool = False
     stream_usage: bool = True
-    schema_as: str = "json_schema"
+    dialect: Dialect = EMBEDDED
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    base: str = ""
+    """Of an adapter: the id of the engine whose processes serve it; `model` is what they call it."""
+    accelerators: Wish | None = None
+    quality: float | None = None
+    price: float | None = None
     remotes: tuple[Remote, ...] = ()
     replicas: int = 1
     requests: int = 64
@@ -157,7 +165,12 @@ def _artifact(session: Session, engine: Engine) -> ModelArtifact:
         features=engine.features,
         engine=engine.id,
         families=engine.families,
-        details={"provider": engine.provider, "name": engine.name},
+        details={
+            "provider": engine.provider,
+            "name": engine.name,
+            "quality": engine.quality,
+            "price": engine.price,
+        },
         arn_type="AWS::Bedrock::FoundationModel",
     )
 
@@ -176,9 +189,14 @@ def read_engines(file: Path, account: str) -> Mapping[str, Engine]:
     engines: dict[str, Engine] = {}
     for name, entry in declared.items():
         try:
-            engines[name] = read_engine(name, entry, account)
+            engine = engines[name] = read_engine(name, entry, account)
         except ConfigurationFault as fault:
             problems += [f"{file.name}: engine {name!r}: {one}" for one in fault.problems]
+            continue
+        for adapter, model in engine.adapters.items():
+            if adapter in declared or adapter in engines:
+                problems.append(f"{file.name}: engine {name!r}: adapter {adapter!r} has the id of another model")
+            engines[adapter] = replace(engine, id=adapter, model=model, name=adapter, base=name, adapters={})
     if problems:
         raise ConfigurationFault(problems)
     return engines
@@ -187,7 +205,9 @@ def read_engines(file: Path, account: str) -> Mapping[str, Engine]:
 _MEMBERS: Mapping[str, type | tuple[type, ...]] = {
     "model": str, "name": str, "provider": str, "features": list, "families": list, "context_length": int,
     "instruct": bool, "max_label": str, "command": list, "environment": str, "files": str, "port": int, "root": str,
-    "health": str, "count_tokens": bool, "stream_usage": bool, "schema_as": str,
+    "health": str, "count_tokens": bool, "stream_usage": bool, "schema_as": str, "dialect": str,
+    "adapters": dict, "accelerators": int, "accelerator": str, "accelerator_memory_gib": (int, float),
+    "quality": (int, float), "price": (int, float),
     "replicas": (list, int), "requests": int,
     "cpu": (int, float), "memory_gib": (int, float), "start_s": (int, float), "variables": dict,
 }  # fmt: skip
@@ -224,10 +244,29 @@ def read_engine(name: str, entry: Any, account: str) -> Engine:
     files = Path(entry["files"]) if "files" in entry else None
     if files is not None and not (files.is_absolute() and files.is_dir()):
         problems.append(f"files {str(files)!r} is not an absolute path of a directory")
+    for adapter, served in entry.get("adapters", {}).items():
+        if not _ID.fullmatch(adapter) or not isinstance(served, str) or not served:
+            problems.append(f"adapter {adapter[:100]!r}: an id is provider.model, and the server's name for it a text")
+    wish = None
+    if entry.get("accelerators"):
+        memory = int(entry.get("accelerator_memory_gib", 1) * (1 << 30))
+        wish = Wish(entry["accelerators"], entry.get("accelerator", "cuda"), memory)
+        if not entry.get("command") or not 1 <= wish.count <= 64 or wish.kind not in ("cuda", "neuron") or memory < 0:
+            problems.append("accelerators is 1 to 64 for a command, accelerator cuda or neuron, their memory positive")
+    if not 0 <= entry.get("quality", 0) <= 100 or entry.get("price", 0) < 0:
+        problems.append("quality is a number from 0 to 100, price one from 0")
     limit = None
     if "max_label" in entry:
         limit = _label(entry["max_label"], problems)
-    remotes = [_remote(one, account, entry.get("root", "/v1"), problems) for one in urls or ()]
+    spoken = DIALECTS.get(entry.get("dialect", "openai"))
+    if spoken is None:
+        problems.append(f"dialect is one of {', '.join(DIALECTS)}")
+        raise ConfigurationFault(problems)
+    for beyond in sorted(set(features) & set(FEATURES) - spoken.features):
+        problems.append(f"feature {beyond!r} is none that the dialect {entry['dialect']} can carry")
+    dialect = spoken(entry.get("stream_usage", True), entry.get("schema_as", "json_schema"))
+    root = entry.get("root", dialect.root)
+    remotes = [_remote(one, account, root, dialect, problems) for one in urls or ()]
     if problems:
         raise ConfigurationFault(problems)
     return Engine(
@@ -244,11 +283,15 @@ def read_engine(name: str, entry: Any, account: str) -> Engine:
         environment=entry.get("environment", ""),
         files=files,
         port=entry.get("port", 8000),
-        root=entry.get("root", "/v1"),
-        health=entry.get("health", "/v1/models"),
+        root=root,
+        health=entry.get("health", dialect.health),
         count_tokens=entry.get("count_tokens", False),
         stream_usage=entry.get("stream_usage", True),
-        schema_as=entry.get("schema_as", "json_schema"),
+        dialect=dialect,
+        adapters=dict(entry.get("adapters", {})),
+        accelerators=wish,
+        quality=entry.get("quality"),
+        price=entry.get("price"),
         remotes=tuple(one for one in remotes if one is not None),
         replicas=entry["replicas"] if isinstance(entry.get("replicas"), int) else 1,
         requests=entry.get("requests", 64),
@@ -267,7 +310,7 @@ def _label(text: Any, problems: list[str]) -> Label | None:
         return None
 
 
-def _remote(entry: Any, account: str, root: str, problems: list[str]) -> Remote | None:
+def _remote(entry: Any, account: str, root: str, dialect: Dialect, problems: list[str]) -> Remote | None:
     if not isinstance(entry, dict) or not isinstance(entry.get("url"), str) or "label" not in entry:
         problems.append("a replica needs a url and the label that it serves")
         return None
@@ -279,12 +322,16 @@ def _remote(entry: Any, account: str, root: str, problems: list[str]) -> Remote 
         problems.append(f"url {entry['url']!r} must be http(s)://host:port; its path is the member root")
         return None
     label = _label(entry["label"], problems)
-    headers: dict[str, str] = {}
+    secret = ""
     if "authorization_file" in entry:
         try:
-            headers["authorization"] = f"Bearer {Path(entry['authorization_file']).read_text('utf-8').strip()}"
-        except OSError as fault:
+            secret = Path(entry["authorization_file"]).read_text("utf-8").strip()
+        except (OSError, ValueError) as fault:
             problems.append(f"authorization_file cannot be read: {type(fault).__name__}")
     tls = ssl.create_default_context() if parts.scheme == "https" else None
     place = TcpPlace(parts.hostname, parts.port or (443 if tls else 80), tls)
+    if not secret.isprintable() or not secret.isascii():
+        problems.append("authorization_file must hold one line of printable ASCII")
+        secret = ""
+    headers = dialect.headers(secret)
     return Remote(place, root, label.canonical, str(entry.get("account", account)), headers) if label else None

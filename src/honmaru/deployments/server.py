@@ -8,19 +8,21 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from honmaru.core.errors import EngineFailed, HonmaruError, IntegrityFault
+from honmaru.core.errors import EngineFailed, HonmaruError, IntegrityFault, NotReady
 from honmaru.core.model_files import is_plain_name
 from honmaru.core.sessions import Session
 from honmaru.deployments.client import Pool, ServerGone, ServerRefused, UnixPlace
 from honmaru.deployments.engines import Engine
+from honmaru.deployments.placement import Grant, Placement, Wish
 from honmaru.ports.executors import Environment, Executor, JobSpec, Phase
-from honmaru.ports.models import ModelArtifact
+from honmaru.ports.models import EMBEDDED_FEATURES, ModelArtifact
 from honmaru.security.guard import Guard
 
 SOCKET = "s"
@@ -60,9 +62,12 @@ class Server:
         folder: Path,
         limits: ServerLimits,
         engine: Engine | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self._guard, self._executor, self._environment = guard, executor, environment
         self._folder, self._engine = folder, engine
+        self._placement = placement
+        self._grant: Grant | None = None
         self._limits = limits if engine is None else _limits(engine)
         self._health = "/health" if engine is None else engine.health
         self.job_id = folder.name
@@ -87,12 +92,16 @@ class Server:
         for path in (self._folder, self.sockets, root):
             path.mkdir(mode=0o700, parents=True)
         size = self._lay_out(session, model, root / "algo-1" / "ml")
+        self._grant = self._placed(session, model, size)
         spec = JobSpec(
             job_id=self.job_id,
             root=root,
             environment=self._environment,
             argv=self._argv(model),
-            variables={} if self._engine is None else self._engine.variables,
+            variables={
+                **({} if self._engine is None else self._engine.variables),
+                **({} if self._grant is None else self._grant.variables),
+            },
             label=session.label.banner,
             cpu=self._limits.cpu,
             memory_bytes=self._limits.memory_bytes + 3 * size,
@@ -100,8 +109,23 @@ class Server:
             time_limit_s=10 * 365 * 86400.0,
             sockets={str(self.sockets): SOCKET_FOLDER_INSIDE},
             loopback=self._engine is not None,
+            devices=() if self._grant is None else self._grant.nodes,
         )
         self._executor.start(spec)
+
+    def _placed(self, session: Session, model: ModelArtifact, size: int) -> Grant | None:
+        """The accelerators of this server. Raises NotReady when a declared engine cannot have those it needs."""
+        if self._placement is None:
+            return None
+        account, label = session.account, session.label.canonical
+        if self._engine is not None:
+            wish = self._engine.accelerators
+            return None if wish is None else self._placement.take(account, label, wish)
+        if model.features not in (EMBEDDED_FEATURES["transformers"], EMBEDDED_FEATURES["embedding"]):
+            return None  # OpenVINO runs on the CPU
+        with contextlib.suppress(NotReady):
+            return self._placement.take(account, label, Wish(1, memory_bytes=(2 << 30) + 2 * size))
+        return None
 
     def _argv(self, model: ModelArtifact) -> tuple[str, ...]:
         python, socket = f"{self._environment.prefix}/bin/python", f"{SOCKET_FOLDER_INSIDE}/{SOCKET}"
@@ -162,6 +186,8 @@ class Server:
     def destroy(self) -> None:
         """Stop the process and delete everything of it. Blocking; idempotent; safe in any thread."""
         discard(self._executor, self._folder)
+        if self._placement is not None and self._grant is not None:
+            self._placement.release(self._grant)
 
 
 def _limits(engine: Engine) -> ServerLimits:

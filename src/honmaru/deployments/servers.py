@@ -24,7 +24,9 @@ from honmaru.core.conversation import upstream
 from honmaru.core.errors import EngineFailed, HonmaruError, NotFound, NotReady, Throttled, ValidationFault
 from honmaru.core.sessions import Session
 from honmaru.deployments.client import Pool, Reply, ServerGone, ServerRefused, error_message
+from honmaru.deployments.dialects import EMBEDDED, Dialect
 from honmaru.deployments.engines import Engine, Engines
+from honmaru.deployments.placement import Placement
 from honmaru.deployments.replicas import Replica, choose
 from honmaru.deployments.server import Environments, Server, ServerLimits, discard
 from honmaru.ports.executors import Executor
@@ -55,6 +57,7 @@ class ModelServers:
     Args:
         directory: Where servers' folders live (sockets, plain model files while they run); 0700.
         engines: What the operator declared; None when nothing can be declared.
+        placement: Gives out the machine's accelerators; None when there shall be none.
         idle_s: A server without a request for so long is stopped.
     """
 
@@ -68,12 +71,14 @@ class ModelServers:
         directory: Path,
         *,
         engines: Engines | None = None,
+        placement: Placement | None = None,
         idle_s: float = 900.0,
         limits: ServerLimits | None = None,
     ) -> None:
         self._guard, self._executor, self._environments = guard, executor, environments
         self._clock, self._ids, self._directory = clock, ids, directory
         self._engines = engines
+        self._placement = placement
         self._idle_s, self._limits = idle_s, limits or ServerLimits()
         self._deployments: dict[_Key, _Deployment] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -103,11 +108,12 @@ class ModelServers:
         self, session: Session, model: ModelArtifact, generation: Generation
     ) -> AsyncGenerator[Delta, None]:
         """See `ports.models`. Label: the server runs at the session's label, which must dominate the model's."""
-        path, body = self._request(model, generation, stream=True)
+        dialect = self._dialect(model)
+        path, body = dialect.request(generation, self._name(model), stream=True)
         async with self._answer(session, model, path, body) as reply:
-            reader = upstream.StreamReader()
+            reader = dialect.reader()
             try:
-                async for events in reply.events(_QUIET_S):
+                async for events in dialect.events(reply, _QUIET_S):
                     for delta in upstream.joined(map(reader.read, map(_without_error, events))):
                         yield delta
                 last = reader.end()
@@ -120,8 +126,9 @@ class ModelServers:
 
     async def complete(self, session: Session, model: ModelArtifact, generation: Generation) -> Completion:
         """See `ports.models`."""
-        path, body = self._request(model, generation, stream=False)
-        return upstream_value(upstream.completion, await self._json(session, model, path, body))
+        dialect = self._dialect(model)
+        path, body = dialect.request(generation, self._name(model), stream=False)
+        return upstream_value(dialect.completion, await self._json(session, model, path, body))
 
     async def embed(
         self, session: Session, model: ModelArtifact, texts: Sequence[str], dimensions: int | None
@@ -133,15 +140,18 @@ class ModelServers:
 
     async def count_tokens(self, session: Session, model: ModelArtifact, generation: Generation) -> int:
         """Tokens of the prompt as the model would read it."""
-        path, body = upstream.request(generation, self._name(model), stream=False)
+        dialect = self._dialect(model)
+        if counting := dialect.count_request(generation, self._name(model)):
+            return upstream_value(dialect.count, await self._json(session, model, *counting))
+        path, body = dialect.request(generation, self._name(model), stream=False)
         engine = self._engine(model)
         if engine is None or engine.count_tokens:
             kept = {name: value for name, value in body.items() if name in ("model", "messages", "prompt", "tools")}
             answer = await self._json(session, model, "!/tokenize", kept)
-            return upstream_value(_count, answer)
+            return upstream_value(dialect.count, answer)
         # An engine that counts nothing by itself says what it read when it answers: one token is asked for.
         answer = await self._json(session, model, path, {**body, "max_tokens": 1, "temperature": 0})
-        return upstream_value(upstream.completion, answer).input_tokens
+        return upstream_value(dialect.completion, answer).input_tokens
 
     def _engine(self, model: ModelArtifact) -> Engine | None:
         return self._engines.named(model.engine) if model.engine and self._engines is not None else None
@@ -150,13 +160,9 @@ class ModelServers:
         engine = self._engine(model)
         return model.name if engine is None else engine.model
 
-    def _request(self, model: ModelArtifact, generation: Generation, *, stream: bool) -> tuple[str, dict[str, Any]]:
+    def _dialect(self, model: ModelArtifact) -> Dialect:
         engine = self._engine(model)
-        if engine is None:
-            return upstream.request(generation, model.name, stream=stream)
-        return upstream.request(
-            generation, engine.model, stream=stream, usage=engine.stream_usage, schema_as=engine.schema_as
-        )
+        return EMBEDDED if engine is None else engine.dialect
 
     async def _json(self, session: Session, model: ModelArtifact, path: str, body: Any) -> Any:
         async with self._answer(session, model, path, body) as reply:
@@ -255,8 +261,12 @@ class ModelServers:
     def _deployment(self, session: Session, model: ModelArtifact) -> _Deployment:
         if self._closed:
             raise NotReady("the enclave is stopping")
-        key = (session.account, model.arn, session.label.canonical)
         engine = self._engine(model)
+        arn = model.arn
+        if engine is not None and engine.base and self._engines is not None:
+            # An adapter: the processes of its base model serve it, and are chosen and limited together.
+            arn, engine = arn.removesuffix(engine.id) + engine.base, self._engines.named(engine.base)
+        key = (session.account, arn, session.label.canonical)
         deployment = self._deployments.get(key)
         if deployment is not None and deployment.engine is engine:
             return deployment
@@ -300,7 +310,7 @@ class ModelServers:
         folder = self._directory / f"server-{self._ids.uuid()}"
         engine = deployment.engine
         environment = self._environments.named(ENVIRONMENT if engine is None else engine.environment)
-        server = Server(self._guard, self._executor, environment, folder, self._limits, engine)
+        server = Server(self._guard, self._executor, environment, folder, self._limits, engine, self._placement)
         try:
             await server.start(session, model)
         except HonmaruError as fault:
@@ -361,10 +371,6 @@ def _without_error(event: Any) -> Any:
     if "error" in event:
         raise EngineFailed(f"the model failed: {error_message(event)}")
     return event
-
-
-def _count(answer: Any) -> int:
-    return int(answer["count"])
 
 
 _T = TypeVar("_T")

@@ -272,6 +272,15 @@ class BatchInference:
         counts.output_tokens += completion.output_tokens
         return answer
 
+    def answer(
+        self, session: Session, model: ModelArtifact, kind: str, given: Any, record_id: str, counts: Counts
+    ) -> Any:
+        """The body that answers one record; what it cost is added to `counts`. Blocking.
+
+        Raises what the model's server raises after several tries, and ValidationFault.
+        """
+        return self._on_loop(self._ask(session, model, kind, given, record_id, counts))
+
     async def _patiently(self, ask: Callable[[], Any]) -> Any:
         """Ask again while the server is busy or starting: a batch has time. Raises what the last try raised."""
         for attempt in range(_TRIES):

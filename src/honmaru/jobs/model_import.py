@@ -1,4 +1,5 @@
-"""The kind of job behind CreateModelImportJob: read from S3, check and convert in a sandbox, store, register.
+"""The kinds of job behind CreateModelImportJob and CreateCustomModel: read from S3, check and convert in a sandbox,
+store, register; what comes out is an imported model of the one, a custom model of the other.
 
 Invariants:
 - The job acts as the role that was passed to it, at the label of the session that started it.
@@ -29,7 +30,13 @@ from honmaru.jobs.model_approval import require_approved
 from honmaru.jobs.sandboxed import follow, status_of
 from honmaru.ports.buckets import Buckets, StoredObject, split_uri
 from honmaru.ports.executors import Environment, Executor, JobSpec, JobStatus, Phase
-from honmaru.ports.models import MODEL_KIND, MODEL_NAME_KIND, MODEL_SERVICE
+from honmaru.ports.models import (
+    CUSTOM_MODEL_KIND,
+    CUSTOM_MODEL_NAME_KIND,
+    MODEL_KIND,
+    MODEL_NAME_KIND,
+    MODEL_SERVICE,
+)
 from honmaru.ports.runtime import Clock
 from honmaru.security.guard import Guard
 from honmaru.security.guard.records import Creation
@@ -38,6 +45,8 @@ if TYPE_CHECKING:
     from honmaru.security.guard import GuardedRecords
 
 KIND = "model-import-job"
+CREATION_KIND = "custom-model-creation"
+"""Records of custom models that are made of files in S3, each named by the id of the model."""
 IN_PROGRESS, COMPLETED, FAILED = "InProgress", "Completed", "Failed"
 PRINCIPAL = "bedrock.amazonaws.com"
 ENVIRONMENT = "serve"
@@ -75,6 +84,8 @@ class ModelImport:
     scratch: Path
     cores: int = 2
     running: int = 1
+    of: str = KIND
+    """KIND or CREATION_KIND."""
 
     @property
     def service(self) -> str:
@@ -82,7 +93,12 @@ class ModelImport:
 
     @property
     def kind(self) -> str:
-        return KIND
+        return self.of
+
+    @property
+    def _made(self) -> str:
+        """The kind of the models that come out."""
+        return CUSTOM_MODEL_KIND if self.of == CREATION_KIND else MODEL_KIND
 
     @property
     def claimable(self) -> frozenset[str]:
@@ -104,7 +120,7 @@ class ModelImport:
             account=record.account,
         )
         records = self.guard.records(session, MODEL_SERVICE)
-        if records.get(MODEL_KIND, body["model_id"]) is None:
+        if records.get(self._made, body["model_id"]) is None:
             status = self._convert(claim, session)
             if status is None:
                 return
@@ -221,17 +237,16 @@ class ModelImport:
             "tags": body["model_tags"],
             **report,
         }
+        name_kind = MODEL_NAME_KIND
+        if self._made == CUSTOM_MODEL_KIND:
+            name_kind, model["customization_type"] = CUSTOM_MODEL_NAME_KIND, "IMPORTED"
+        pointer = Creation(name_kind, body["model_name"], {"id": body["model_id"]})
         try:
-            records.apply(
-                [
-                    Creation(MODEL_NAME_KIND, body["model_name"], {"id": body["model_id"]}),
-                    Creation(MODEL_KIND, body["model_id"], model),
-                ]
-            )
+            records.apply([pointer, Creation(self._made, body["model_id"], model)])
         except Conflict:
             for blob_id in files.values():
                 blobs.delete(blob_id)
-            raise ValidationFault(f"an imported model named {body['model_name']!r} was made meanwhile") from None
+            raise ValidationFault(f"a model named {body['model_name']!r} was made meanwhile") from None
 
     def _ml(self, job_id: str) -> Path:
         return self.scratch / job_id / "algo-1" / "ml"

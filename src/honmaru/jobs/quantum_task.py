@@ -18,13 +18,12 @@ circuit costs. The data directory's lock proves that no other process runs these
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from honmaru.core.errors import Conflict, IntegrityFault, RequestFault, Throttled
 from honmaru.core.labels import Label
 from honmaru.core.sessions import Session
+from honmaru.jobs.kept_sessions import session_of
 from honmaru.jobs.kinds import JobRecords
 from honmaru.jobs.quantum_devices import PRICE_PER_MINUTE_USD, Device, Devices, estimated_qubits, price_usd
 from honmaru.jobs.quantum_spending import Spending
@@ -404,22 +404,3 @@ def _key(record: Record) -> _Key:
 def stamp(at: datetime) -> str:
     """A time in at most 24 characters, which is what Braket's result schema takes."""
     return at.strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"
-
-
-_PLAIN = {each.name for each in fields(Session)} - {"label", "transitive_tags", "chain", "tags"}
-
-
-def kept_session(session: Session) -> dict[str, Any]:
-    """A session as a task's record keeps it (its label is the record's)."""
-    kept: dict[str, Any] = {name: getattr(session, name) for name in sorted(_PLAIN)}
-    kept["tags"] = dict(session.tags)
-    kept["transitive_tags"] = sorted(session.transitive_tags)
-    kept["chain"] = [list(each) for each in session.chain]
-    return kept
-
-
-def session_of(record: Record) -> Session:
-    """The session that created a task. What it may do is asked anew whenever it does something."""
-    kept = copy.deepcopy(dict(record.body["session"]))
-    transitive, chain = frozenset(kept.pop("transitive_tags")), tuple(tuple(each) for each in kept.pop("chain"))
-    return Session(**kept, label=record.label, transitive_tags=transitive, chain=chain)

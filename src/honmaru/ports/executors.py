@@ -48,7 +48,8 @@ class JobSpec:
     memory_bytes: int = 8 << 30
     disk_bytes: int = 10 << 30
     processes: int = 512
-    accelerators: int = 0
+    devices: tuple[str, ...] = ()
+    """Nodes of accelerators (/dev/nvidia0) that the instances may use; see `ports.accelerators`."""
     time_limit_s: float = 86400.0
     sockets: Mapping[str, str] = field(default_factory=dict)
     """Host directory → path inside, mounted writable, for UNIX sockets (brokers, model servers)."""

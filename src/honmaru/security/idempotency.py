@@ -34,7 +34,7 @@ import orjson
 
 from honmaru.core.errors import Conflict, ValidationFault
 from honmaru.security.calls import Call
-from honmaru.security.guard import Guard, Record
+from honmaru.security.guard import Guard, GuardedRecords, Record
 from honmaru.security.guard.records import Creation, GuardedChange
 
 KIND = "client-token"
@@ -49,7 +49,14 @@ Answer = dict[str, Any]
 Make = Callable[[], tuple[Sequence[GuardedChange], Answer]]
 
 
-def once(call: Call, request: Mapping[str, Any], make: Make, *, code: str | None = None) -> Answer:
+def once(
+    call: Call,
+    request: Mapping[str, Any],
+    make: Make,
+    *,
+    code: str | None = None,
+    records: GuardedRecords | None = None,
+) -> Answer:
     """What `make` answers, with its changes committed; or what the same request was answered before.
 
     A request without a token (the gateway fills in those that the model marks) is simply carried out.
@@ -58,31 +65,35 @@ def once(call: Call, request: Mapping[str, Any], make: Make, *, code: str | None
         make: Checks the request and returns the changes that carry it out and the answer, JSON values only. It is
             called at most once and must commit nothing by itself.
         code: The service's error code for a token that was used with other members.
+        records: Where changes and note go; the call's own when None.
     Raises: what `make` raises; Conflict.
     Label: the note carries the session's label, as everything that the session makes.
     """
-    known = earlier(call, request, code=code)
+    records = records or call.records
+    known = earlier(call, request, code=code, records=records)
     if known is not None:
         return known
     changes, answer = make()
     noted = [note(call, request, answer)] if _token(request)[1] else []
     try:
-        call.records.apply([*changes, *noted])
+        records.apply([*changes, *noted])
     except Conflict:
-        known = earlier(call, request, code=code)  # the same request, at the same time
+        known = earlier(call, request, code=code, records=records)  # the same request, at the same time
         if known is None:
             raise
         return known
     return answer
 
 
-def earlier(call: Call, request: Mapping[str, Any], *, code: str | None = None) -> Answer | None:
+def earlier(
+    call: Call, request: Mapping[str, Any], *, code: str | None = None, records: GuardedRecords | None = None
+) -> Answer | None:
     """The answer that this request got before with its token; None when the token is new, or there is none.
 
     Raises Conflict when the token was used for another request.
     """
     member, token = _token(request)
-    record = _own(call, token) if token else None
+    record = _own(call, token, records or call.records) if token else None
     if record is None:
         return None
     if record.body["request"] != _digest(request, member):
@@ -159,9 +170,9 @@ def _name(call: Call, token: str) -> str:
     return f"{call.operation}/{hashlib.sha384(token.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
 
-def _own(call: Call, token: str) -> Record | None:
+def _own(call: Call, token: str, records: GuardedRecords) -> Record | None:
     label = call.session.label
-    return next((found for found in call.records.instances(KIND, _name(call, token)) if found.label == label), None)
+    return next((found for found in records.instances(KIND, _name(call, token)) if found.label == label), None)
 
 
 def _digest(request: Mapping[str, Any], member: str) -> str:

@@ -22,6 +22,7 @@ from honmaru.executors.local import files
 from honmaru.ports.executors import JobSpec, JobStatus, Phase
 
 _PAGE_BYTES = 1 << 20
+_DEVICE = re.compile(r"/dev/(nvidia\d+|nvidiactl|nvidia-uvm|neuron\d+)")
 _START_TIMEOUT_S = 60.0
 
 
@@ -45,8 +46,9 @@ class LocalExecutor:
             ExecutorLost: a layer of the sandbox cannot be set up; nothing ran.
             ValidationFault: the spec asks for what this executor cannot give.
         """
-        if spec.accelerators:
-            raise ValidationFault(f"{spec.accelerators} accelerators asked for; this executor has none")
+        strange = [node for node in spec.devices if not _DEVICE.fullmatch(node)]
+        if strange:
+            raise ValidationFault(f"{strange[0]!r} is no device of an accelerator")
         if any(not below.startswith("input/") or ".." in below.split("/") for below in spec.writable):
             raise ValidationFault(f"writable folders must lie below input/, not {spec.writable}")
         if spec.instances < 1 or not spec.argv:
@@ -195,6 +197,7 @@ def _document(spec: JobSpec, bwrap: str) -> dict[str, object]:
         "time_limit_s": spec.time_limit_s,
         "sockets": dict(spec.sockets),
         "writable": list(spec.writable),
+        "devices": list(spec.devices),
         "grace_s": spec.grace_s,
         "loopback": spec.loopback or spec.instances > 1,
     }

@@ -144,6 +144,7 @@ def _prepare(folder: Path) -> Job:
             sockets=spec["sockets"],
             memory_bytes=spec["memory_bytes"],
             writable=tuple(spec["writable"]),
+            devices=tuple(spec.get("devices", ())),
         )
         # Control groups are the whole machine's: another enclave may have a job of the same id.
         group = Group.make(

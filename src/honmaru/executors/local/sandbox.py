@@ -53,6 +53,7 @@ class Walls:
     sockets: Mapping[str, str]
     memory_bytes: int
     writable: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
 
     @property
     def shared_network(self) -> bool:
@@ -88,6 +89,8 @@ def command(walls: Walls, filter_descriptor: int, argv: tuple[str, ...]) -> list
             line += ["--bind", str(walls.ml / below), f"/opt/ml/{below}"]
     for outside, inside in sorted(walls.sockets.items()):
         line += ["--bind", outside, inside]
+    for node in walls.devices:
+        line += ["--dev-bind", node, node]
     line += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/opt/ml"]
     for name, value in sorted(_variables(walls).items()):
         line += ["--setenv", name, value]

@@ -211,6 +211,8 @@ class AwsWire:
             if stated == payloads.UNSIGNED_TRAILER and not exchange.secure:
                 raise SignatureFault("headers", f"{stated} is accepted over TLS only: sign the chunks, or use https")
             return
+        if not s3 and stated == payloads.SIGNED_EVENTS and operation is not None and operation.streams_input:
+            return
         raise ValidationFault(
             "x-amz-content-sha256 must be UNSIGNED-PAYLOAD, a STREAMING form, or a valid sha256 value"
             if s3

@@ -11,18 +11,18 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from honmaru.core.errors import Conflict, NotFound, QuotaExceeded
+from honmaru.deployments import tags
 from honmaru.deployments.catalog import ALIAS_KINDS, alias_arn, find_artifact
 from honmaru.ports.models import FoundationModels
 from honmaru.ports.runtime import Ids
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
-from honmaru.security.guard.records import Creation, Removal
-from honmaru.services.bedrock import tags
+from honmaru.security.guard.records import Creation, GuardedChange, Removal, Revision
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,14 @@ def find(call: Call, alias: Alias, identifier: str) -> Record:
     return record
 
 
+def listed(call: Call, alias: Alias, request: Mapping[str, Any]) -> Iterator[Record]:
+    """The records of a kind that pass the filters of its list. Every profile here is one of an application."""
+    if request.get("typeEquals", request.get("type")) == "SYSTEM_DEFINED":
+        return iter(())
+    wanted = request.get("modelArnEquals")
+    return (one for one in call.records.iterate(alias.kind) if wanted in (None, one.body["model_arn"]))
+
+
 def delete(call: Call, alias: Alias, identifier: str) -> None:
     record = find(call, alias, identifier)
     pointer = call.records.get(alias.name_kind, record.body["name"])
@@ -88,6 +96,32 @@ def delete(call: Call, alias: Alias, identifier: str) -> None:
     if pointer is not None and pointer.body["id"] == record.name:
         changes.append(Removal(pointer))
     call.records.apply(changes)
+
+
+def change(
+    call: Call, alias: Alias, record: Record, name: str | None, model: str | None, foundation: FoundationModels
+) -> None:
+    """Another name, another model behind it, or both; callers that ask the ARN get the new model from then on.
+
+    Raises NotFound (model), Conflict (name taken), AccessDenied for a record at a lower label.
+    """
+    body = dict(record.body)
+    changes: list[GuardedChange] = []
+    if model is not None:
+        found = find_artifact(call.guard, call.session, model, foundation)
+        if found is None:
+            raise NotFound(f"Could not find the model {model}", code="ResourceNotFoundException")
+        body["model_arn"] = found.arn
+    if name is not None and name != body["name"]:
+        present = call.records.get(alias.name_kind, name)
+        if present is not None and present.label == call.session.label:
+            raise Conflict(f"a {alias.wording} named {name!r} exists; choose another name")
+        pointer = call.records.get(alias.name_kind, body["name"])
+        changes.append(Creation(alias.name_kind, name, {"id": record.name}))
+        if pointer is not None and pointer.body["id"] == record.name:
+            changes.append(Removal(pointer))
+        body["name"] = name
+    call.records.apply([Revision(record, body), *changes])
 
 
 def reserve(call: Call, units: int, cores: int, beside: str = "") -> None:

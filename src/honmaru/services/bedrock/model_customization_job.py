@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from honmaru.core.errors import Conflict, NotFound, ValidationFault
+from honmaru.deployments import tags
 from honmaru.deployments.catalog import custom_model_arn, find_artifact, find_custom_model
 from honmaru.jobs.model_customization import COMPLETED, IN_PROGRESS, KIND, STOPPING
 from honmaru.ports.buckets import split_uri
@@ -15,7 +16,7 @@ from honmaru.ports.runtime import Ids
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.security.guard.records import Creation
-from honmaru.services.bedrock import passed_role, tags
+from honmaru.services.bedrock import passed_role
 
 NAME_KIND = "model-customization-job-name"
 """Keeps a job's name taken; body {"id"}. Made together with the job."""

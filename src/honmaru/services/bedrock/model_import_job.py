@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from honmaru.core.errors import Conflict, NotFound, ValidationFault
 from honmaru.core.labels import Label
 from honmaru.core.sessions import Session
+from honmaru.deployments import tags
 from honmaru.deployments.catalog import find_model, model_arn
 from honmaru.jobs.model_approval import require_approved
 from honmaru.jobs.model_import import COMPLETED, IN_PROGRESS, KIND, PRINCIPAL
@@ -17,7 +18,6 @@ from honmaru.ports.runtime import Ids
 from honmaru.security.calls import Call
 from honmaru.security.guard import GuardedRecords, Record
 from honmaru.security.guard.records import Creation
-from honmaru.services.bedrock import tags
 
 NAME_KIND = "model-import-job-name"
 """Keeps a job's name taken; body {"id"}. Made together with the job."""

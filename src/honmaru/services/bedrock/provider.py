@@ -8,11 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from honmaru.deployments.catalog import custom_model_arn
+from honmaru.core.errors import NotFound
+from honmaru.deployments import tags
+from honmaru.deployments.catalog import alias_arn, custom_model_arn
+from honmaru.deployments.paging import page
+from honmaru.deployments.routers import ROUTER_KIND
+from honmaru.jobs.async_invocation import KIND as ASYNC_KIND
 from honmaru.jobs.batch_inference import KIND as BATCH_KIND
+from honmaru.jobs.model_copy import KIND as COPY_KIND
 from honmaru.jobs.model_customization import KIND as CUSTOMIZATION_KIND
 from honmaru.jobs.model_import import KIND as JOB_KIND
-from honmaru.ports.models import CUSTOM_MODEL_KIND, MODEL_KIND, FoundationModels, ModelServers
+from honmaru.ports.models import MODEL_KIND, FoundationModels, ModelServers
 from honmaru.ports.runtime import Ids
 from honmaru.security.calls import Call, Provider, Target
 from honmaru.security.guard import Record
@@ -22,13 +28,13 @@ from honmaru.services.bedrock import (
     imported_model,
     invocation_logging,
     model_alias,
+    model_copy_job,
     model_customization_job,
     model_import_job,
     model_invocation_job,
-    tags,
+    prompt_router,
 )
 from honmaru.services.bedrock.model_alias import DEPLOYMENT, PROFILE, PROVISIONED, Alias
-from honmaru.services.bedrock.paging import page
 
 Request = Mapping[str, Any]
 
@@ -51,6 +57,8 @@ class Bedrock(Provider):
         "CreateModelCustomizationJob": Target("bedrock:CreateModelCustomizationJob", "{baseModelIdentifier}"),
         "GetModelCustomizationJob": Target("bedrock:GetModelCustomizationJob", "{jobIdentifier}"),
         "StopModelCustomizationJob": Target("bedrock:StopModelCustomizationJob", "{jobIdentifier}"),
+        "CreateModelCopyJob": Target("bedrock:CreateModelCopyJob", "{sourceModelArn}"),
+        "GetModelCopyJob": Target("bedrock:GetModelCopyJob", "{jobArn}"),
         "GetCustomModel": Target("bedrock:GetCustomModel", "{modelIdentifier}"),
         "DeleteCustomModel": Target("bedrock:DeleteCustomModel", "{modelIdentifier}"),
         "CreateProvisionedModelThroughput": Target("bedrock:CreateProvisionedModelThroughput", "{modelId}"),
@@ -63,6 +71,14 @@ class Bedrock(Provider):
         ),
         "GetInferenceProfile": Target("bedrock:GetInferenceProfile", "{inferenceProfileIdentifier}"),
         "DeleteInferenceProfile": Target("bedrock:DeleteInferenceProfile", "{inferenceProfileIdentifier}"),
+        "CreateCustomModel": Target("bedrock:CreateCustomModel"),
+        "CreatePromptRouter": Target("bedrock:CreatePromptRouter"),
+        "GetPromptRouter": Target("bedrock:GetPromptRouter", "{promptRouterArn}"),
+        "DeletePromptRouter": Target("bedrock:DeletePromptRouter", "{promptRouterArn}"),
+        "UpdateProvisionedModelThroughput": Target("bedrock:UpdateProvisionedModelThroughput", "{provisionedModelId}"),
+        "UpdateCustomModelDeployment": Target(
+            "bedrock:UpdateCustomModelDeployment", "{customModelDeploymentIdentifier}"
+        ),
         "GetFoundationModel": Target("bedrock:GetFoundationModel", "{modelIdentifier}"),
         "ListTagsForResource": Target("bedrock:ListTagsForResource", "{resourceARN}"),
         "TagResource": Target("bedrock:TagResource", "{resourceARN}"),
@@ -173,11 +189,32 @@ class Bedrock(Provider):
         self._ask(call, operation, identifier, model_customization_job.arn(call, record.name))
         return record
 
+    # Copies
+
+    def create_model_copy_job(self, call: Call, request: Request) -> dict[str, Any]:
+        made = model_copy_job.create(call, request, self._ids)
+        self._wake()
+        return made
+
+    def get_model_copy_job(self, call: Call, request: Request) -> dict[str, Any]:
+        return model_copy_job.describe(call, model_copy_job.find(call, request["jobArn"]))
+
+    def list_model_copy_jobs(self, call: Call, request: Request) -> dict[str, Any]:
+        wanted = {**request, "nameContains": request.get("targetModelNameContains", "")}
+        jobs = [one for one in call.records.iterate(COPY_KIND) if model_copy_job.matches(call, one, request)]
+        found, token = page(jobs, wanted, "model_name")
+        return {"modelCopyJobSummaries": [model_copy_job.describe(call, one) for one in found], "nextToken": token}
+
+    def create_custom_model(self, call: Call, request: Request) -> dict[str, Any]:
+        made = custom_model.create(call, request, self._roles, self._ids)
+        self._wake()
+        return made
+
     def get_custom_model(self, call: Call, request: Request) -> dict[str, Any]:
         return custom_model.describe(call, self._custom(call, "GetCustomModel", request["modelIdentifier"]))
 
     def list_custom_models(self, call: Call, request: Request) -> dict[str, Any]:
-        found, token = page(call.records.iterate(CUSTOM_MODEL_KIND), request, "name")
+        found, token = page(custom_model.listed(call, request), request, "name")
         return {"modelSummaries": [custom_model.summarise(call, record) for record in found], "nextToken": token}
 
     def delete_custom_model(self, call: Call, request: Request) -> dict[str, Any]:
@@ -203,7 +240,7 @@ class Bedrock(Provider):
         return model_alias.provisioned(call, model_alias.find(call, PROVISIONED, request["provisionedModelId"]))
 
     def list_provisioned_model_throughputs(self, call: Call, request: Request) -> dict[str, Any]:
-        found, token = page(call.records.iterate(PROVISIONED.kind), request, "name")
+        found, token = page(model_alias.listed(call, PROVISIONED, request), request, "name")
         summaries = [model_alias.provisioned(call, record) for record in found]
         return {"provisionedModelSummaries": summaries, "nextToken": token}
 
@@ -221,7 +258,7 @@ class Bedrock(Provider):
         return {"modelDeploymentName": record.body["name"], **model_alias.deployment(call, record)}
 
     def list_custom_model_deployments(self, call: Call, request: Request) -> dict[str, Any]:
-        found, token = page(call.records.iterate(DEPLOYMENT.kind), request, "name")
+        found, token = page(model_alias.listed(call, DEPLOYMENT, request), request, "name")
         summaries = [
             {"customModelDeploymentName": record.body["name"], **model_alias.deployment(call, record)}
             for record in found
@@ -242,12 +279,44 @@ class Bedrock(Provider):
         return model_alias.profile(call, model_alias.find(call, PROFILE, request["inferenceProfileIdentifier"]))
 
     def list_inference_profiles(self, call: Call, request: Request) -> dict[str, Any]:
-        found, token = page(call.records.iterate(PROFILE.kind), request, "name")
+        found, token = page(model_alias.listed(call, PROFILE, request), request, "name")
         shown = [model_alias.profile(call, record) for record in found]
         return {"inferenceProfileSummaries": shown, "nextToken": token}
 
     def delete_inference_profile(self, call: Call, request: Request) -> dict[str, Any]:
         model_alias.delete(call, PROFILE, request["inferenceProfileIdentifier"])
+        return {}
+
+    def update_provisioned_model_throughput(self, call: Call, request: Request) -> dict[str, Any]:
+        record = model_alias.find(call, PROVISIONED, request["provisionedModelId"])
+        self._change(
+            call, PROVISIONED, record, request.get("desiredProvisionedModelName"), request.get("desiredModelId")
+        )
+        return {}
+
+    def update_custom_model_deployment(self, call: Call, request: Request) -> dict[str, Any]:
+        record = model_alias.find(call, DEPLOYMENT, request["customModelDeploymentIdentifier"])
+        self._change(call, DEPLOYMENT, record, None, request["modelArn"])
+        return {"customModelDeploymentArn": alias_arn(call.session, DEPLOYMENT.kind, record.name)}
+
+    def _change(self, call: Call, alias: Alias, record: Record, name: str | None, model: str | None) -> None:
+        model_alias.change(call, alias, record, name, model, self._foundation)
+
+    # Prompt routers
+
+    def create_prompt_router(self, call: Call, request: Request) -> dict[str, Any]:
+        return prompt_router.create(call, request, self._ids, self._foundation)
+
+    def get_prompt_router(self, call: Call, request: Request) -> dict[str, Any]:
+        return prompt_router.describe(call, prompt_router.find(call, request["promptRouterArn"]))
+
+    def list_prompt_routers(self, call: Call, request: Request) -> dict[str, Any]:
+        there = () if request.get("type") == "default" else call.records.iterate(ROUTER_KIND)
+        found, token = page(there, request, "name")
+        return {"promptRouterSummaries": [prompt_router.describe(call, one) for one in found], "nextToken": token}
+
+    def delete_prompt_router(self, call: Call, request: Request) -> dict[str, Any]:
+        prompt_router.delete(call, prompt_router.find(call, request["promptRouterArn"]))
         return {}
 
     def _alias(self, call: Call, alias: Alias, name: str, model: str, request: Request, more: Mapping[str, Any]) -> str:
@@ -307,6 +376,12 @@ class Bedrock(Provider):
             return model_import_job.find(call, arn)
         if ":model-invocation-job/" in arn:
             return model_invocation_job.find(call, arn)
+        if ":model-copy-job/" in arn:
+            return model_copy_job.find(call, arn)
+        if ":default-prompt-router/" in arn:
+            return prompt_router.find(call, arn)
+        if ":async-invoke/" in arn:
+            return _async_invocation(call, arn)
         if ":model-customization-job/" in arn:
             return model_customization_job.find(call, arn)
         if ":custom-model/" in arn:
@@ -315,3 +390,10 @@ class Bedrock(Provider):
             if f":{alias.kind}/" in arn:
                 return model_alias.find(call, alias, arn)
         return imported_model.find(call, arn)
+
+
+def _async_invocation(call: Call, arn: str) -> Record:
+    record = call.records.get(ASYNC_KIND, arn.removeprefix(call.arn("bedrock", "async-invoke/")))
+    if record is None:
+        raise NotFound(f"Could not find async invocation {arn}", code="ResourceNotFoundException")
+    return record

@@ -9,22 +9,28 @@ Invariants:
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
 from honmaru.core.conversation import converse, invocation, native
 from honmaru.core.conversation.invocation import require_chat
 from honmaru.core.conversation.model import unsupported
 from honmaru.core.errors import EngineFailed, ValidationFault
+from honmaru.deployments.paging import page
+from honmaru.jobs.async_invocation import KIND as ASYNC_KIND
 from honmaru.ports.models import Completion, Delta, FoundationModels, Generation, ModelArtifact, ModelServers, Vectors
-from honmaru.ports.runtime import Clock
+from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.calls import Call, Provider, Target
+from honmaru.services.bedrock_runtime import async_invoke
 from honmaru.services.bedrock_runtime.invocation_log import InvocationLog
-from honmaru.services.bedrock_runtime.model import modelled, rendered, resolve
+from honmaru.services.bedrock_runtime.model import modelled, rendered, resolve, routed
 
 Request = Mapping[str, Any]
+_MOST_METADATA = 16
 
 
 class BedrockRuntime(Provider):
@@ -37,25 +43,40 @@ class BedrockRuntime(Provider):
         "InvokeModel": Target("bedrock:InvokeModel", "{modelId}"),
         "InvokeModelWithResponseStream": Target("bedrock:InvokeModelWithResponseStream", "{modelId}"),
         "CountTokens": Target("bedrock:CountTokens", "{modelId}"),
+        "InvokeModelWithBidirectionalStream": Target("bedrock:InvokeModelWithBidirectionalStream", "{modelId}"),
+        "StartAsyncInvoke": Target("bedrock:InvokeModel", "{modelId}"),
+        "GetAsyncInvoke": Target("bedrock:GetAsyncInvoke", "{invocationArn}"),
+        "ListAsyncInvokes": Target("bedrock:ListAsyncInvokes"),
     }
 
     def __init__(
-        self, servers: ModelServers, clock: Clock, foundation: FoundationModels, log: InvocationLog | None = None
+        self,
+        servers: ModelServers,
+        clock: Clock,
+        foundation: FoundationModels,
+        ids: Ids,
+        wake: Callable[[], None],
+        log: InvocationLog | None = None,
     ) -> None:
         self._servers, self._clock, self._foundation, self._log = servers, clock, foundation, log
+        self._ids, self._wake = ids, wake
 
     async def converse(self, call: Call, request: Request) -> dict[str, Any]:
-        request = await rendered(call, request)
-        model = await self._model(call, "InvokeModel", request["modelId"])
+        asked, request = request["modelId"], await rendered(call, request)
+        model, trace = await self._chosen(
+            call, "InvokeModel", request["modelId"], asked, self._converses(call, request)
+        )
         wanted = self._wanted(call, model, request)
         completion, latency_ms = await self._whole(call, model, wanted)
         answer = converse.result(completion, request.get("additionalModelResponseFieldPaths"), latency_ms)
         await self._log_it(call, model, request, answer)
-        return {**answer, **_echo(request)}
+        return {**answer, **trace, **_echo(request)}
 
     async def converse_stream(self, call: Call, request: Request) -> dict[str, Any]:
-        request = await rendered(call, request)
-        model = await self._model(call, "InvokeModelWithResponseStream", request["modelId"])
+        asked, request = request["modelId"], await rendered(call, request)
+        model, trace = await self._chosen(
+            call, "InvokeModelWithResponseStream", request["modelId"], asked, self._converses(call, request)
+        )
         wanted = self._wanted(call, model, request)
         narration = converse.Narration(request.get("additionalModelResponseFieldPaths"))
         started = self._clock.monotonic()
@@ -78,13 +99,13 @@ class BedrockRuntime(Provider):
                     await self._log_it(call, model, request, kept + ending)
                 for event in ending:
                     if "metadata" in event:
-                        event["metadata"].update(_echo(request))
+                        event["metadata"].update({**trace, **_echo(request)})
                     yield event
 
         return {"stream": Stream(events(), rest)}
 
     async def invoke_model(self, call: Call, request: Request) -> dict[str, Any]:
-        model = await self._model(call, "InvokeModel", request["modelId"])
+        model = await self._native_model(call, "InvokeModel", request)
         asked = _native(call, request, model)
         texts = invocation.embedding(asked, model.name, model.features)
         if texts is not None:
@@ -95,10 +116,10 @@ class BedrockRuntime(Provider):
             completion, latency_ms = await self._whole(call, model, wanted)
             body = invocation.answer(asked, completion, model.name, call.request_id, latency_ms)
         await self._log_it(call, model, {"body": request.get("body")}, body)
-        return {"body": native.written(body), "contentType": "application/json"}
+        return {"body": native.written(body), "contentType": "application/json", **_native_echo(request)}
 
     async def invoke_model_with_response_stream(self, call: Call, request: Request) -> dict[str, Any]:
-        model = await self._model(call, "InvokeModelWithResponseStream", request["modelId"])
+        model = await self._native_model(call, "InvokeModelWithResponseStream", request)
         asked = _native(call, request, model)
         if asked.embedding is not None:
             raise unsupported(model.name, "streams of embeddings")
@@ -129,7 +150,7 @@ class BedrockRuntime(Provider):
                     yield {"chunk": {"bytes": native.written(chunk)}}
                 yield {"chunk": {"bytes": native.written({**last, **native.metrics(delta, latency_ms, first_ms)})}}
 
-        return {"body": Stream(events(), rest), "contentType": "application/json"}
+        return {"body": Stream(events(), rest), "contentType": "application/json", **_native_echo(request)}
 
     async def count_tokens(self, call: Call, request: Request) -> dict[str, Any]:
         model = await self._model(call, "CountTokens", request["modelId"])
@@ -145,6 +166,53 @@ class BedrockRuntime(Provider):
             raise ValidationFault("input must hold converse or invokeModel")
         with modelled(model):
             return {"inputTokens": await self._servers.count_tokens(call.session, model, wanted)}
+
+    async def invoke_model_with_bidirectional_stream(self, call: Call, request: Request) -> dict[str, Any]:
+        """Always refused: no model here speaks while it listens. Raises NotFound, ValidationFault."""
+        model = await self._model(call, "InvokeModelWithBidirectionalStream", request["modelId"])
+        raise unsupported(model.name, "bidirectional streaming (use InvokeModelWithResponseStream)")
+
+    # Async invocations
+
+    async def start_async_invoke(self, call: Call, request: Request) -> dict[str, Any]:
+        model = await self._model(call, "InvokeModel", request["modelId"])
+        started = await asyncio.to_thread(async_invoke.start, call, request, model, self._ids)
+        self._wake()
+        return started
+
+    def get_async_invoke(self, call: Call, request: Request) -> dict[str, Any]:
+        return async_invoke.describe(call, async_invoke.find(call, request["invocationArn"]))
+
+    def list_async_invokes(self, call: Call, request: Request) -> dict[str, Any]:
+        wanted = {
+            **request,
+            "creationTimeAfter": request.get("submitTimeAfter"),
+            "creationTimeBefore": request.get("submitTimeBefore"),
+        }
+        found, token = page(async_invoke.records(call).iterate(ASYNC_KIND), wanted, "id")
+        summaries = [async_invoke.describe(call, record) for record in found]
+        return {"asyncInvokeSummaries": summaries, "nextToken": token}
+
+    async def _chosen(
+        self, call: Call, operation: str, identifier: str, asked: str, check: Callable[[ModelArtifact], object]
+    ) -> tuple[ModelArtifact, dict[str, Any]]:
+        """The model to ask, and the member that says so when a prompt router chose it."""
+        model = await routed(call, self._foundation, operation, identifier, asked, check)
+        if model is not None:
+            return model, {"trace": {"promptRouter": {"invokedModelId": model.arn}}}
+        return await resolve(call, self._foundation, operation, identifier, asked), {}
+
+    def _converses(self, call: Call, request: Request) -> Callable[[ModelArtifact], object]:
+        return lambda model: self._wanted(call, model, request)
+
+    async def _native_model(self, call: Call, operation: str, request: Request) -> ModelArtifact:
+        def check(model: ModelArtifact) -> None:
+            asked = _native(call, request, model)
+            if invocation.embedding(asked, model.name, model.features) is None:
+                _wanted(asked, model)
+
+        identifier = request["modelId"]
+        return (await self._chosen(call, operation, identifier, identifier, check))[0]
 
     async def _model(self, call: Call, operation: str, identifier: str) -> ModelArtifact:
         return await resolve(call, self._foundation, operation, identifier)
@@ -280,6 +348,34 @@ def _echo(request: Request) -> dict[str, Any]:
     return {"serviceTier": {"type": "default"}} if request.get("serviceTier") else {}
 
 
+def _native_echo(request: Request) -> dict[str, Any]:
+    """As `_echo`, for the header that InvokeModel answers with."""
+    return {"serviceTier": "default"} if request.get("serviceTier") else {}
+
+
+_METADATA = re.compile(r"[a-zA-Z0-9\s:_@$#=/+,.-]*")
+
+
+def _metadata(text: str | None) -> dict[str, str] | None:
+    """Request metadata as InvokeModel's header states it: a JSON object with Converse's limits."""
+    if not text:
+        return None
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        given = None
+    pairs = given.items() if isinstance(given, dict) else ()
+    if not 1 <= len(pairs) <= _MOST_METADATA or not all(
+        isinstance(value, str) and 0 < len(name) <= 256 >= len(value) and _METADATA.fullmatch(name + value)
+        for name, value in pairs
+    ):
+        raise ValidationFault(
+            f"requestMetadata must be a JSON object of 1 to {_MOST_METADATA} texts, names and values of at most 256 "
+            "letters, digits, spaces and : _ @ $ # = / + , - ."
+        )
+    return dict(pairs)
+
+
 def _native(call: Call, request: Request, model: ModelArtifact) -> native.Asked:
     if request.get("guardrailIdentifier"):
         raise unsupported(model.name, "guardrails")
@@ -289,7 +385,7 @@ def _native(call: Call, request: Request, model: ModelArtifact) -> native.Asked:
         kind = str(request.get(member) or "application/json").split(";")[0].strip().lower()
         if kind not in ("application/json", "*/*", "application/*"):
             raise ValidationFault(f"{member} {kind!r} is not supported; expected application/json")
-    _record(call, request.get("serviceTier"), None)
+    _record(call, request.get("serviceTier"), _metadata(request.get("requestMetadata")))
     embeds = invocation.only_embeds(model.features)
     return native.read(request.get("body") or b"", model.name, model.families, embeds=embeds)
 

@@ -17,10 +17,11 @@ from datetime import datetime
 from typing import Any
 
 from honmaru.core.errors import Conflict, ValidationFault
+from honmaru.jobs.kept_sessions import kept_session
 from honmaru.jobs.quantum_devices import Device, Devices
 from honmaru.jobs.quantum_spending import Spending
 from honmaru.jobs.quantum_states import FINAL, after
-from honmaru.jobs.quantum_task import KIND, QuantumTasks, kept_session
+from honmaru.jobs.quantum_task import KIND, QuantumTasks
 from honmaru.jobs.quantum_workers import WorkerRefused
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
