@@ -141,7 +141,7 @@ def test_a_running_task_is_stopped_by_cancel(live: LiveEnclave) -> None:
     while client.get_quantum_task(quantumTaskArn=arn)["status"] == "QUEUED":
         time.sleep(0.02)
     began = time.monotonic()
-    answer = client.cancel_quantum_task(quantumTaskArn=arn, clientToken="c")
+    answer = client.cancel_quantum_task(quantumTaskArn=arn, clientToken=str(uuid.uuid4()))
     assert answer["cancellationStatus"] in ("CANCELLING", "CANCELLED")
     assert ended(client, arn)["status"] == "CANCELLED"
     assert time.monotonic() - began < 5
@@ -151,7 +151,7 @@ def test_a_running_task_is_stopped_by_cancel(live: LiveEnclave) -> None:
     done = create(client)
     ended(client, done)
     with pytest.raises(ClientError) as fault:
-        client.cancel_quantum_task(quantumTaskArn=done, clientToken="c")
+        client.cancel_quantum_task(quantumTaskArn=done, clientToken=str(uuid.uuid4()))
     assert code_of(fault) == "ConflictException"
 
 
@@ -162,7 +162,7 @@ def test_what_is_above_a_session_does_not_exist_for_it(live: LiveEnclave) -> Non
     assert results(live, task, "alice", "SECRET")["measurements"]
     for ask in (
         lambda: low.get_quantum_task(quantumTaskArn=arn),
-        lambda: low.cancel_quantum_task(quantumTaskArn=arn, clientToken="c"),
+        lambda: low.cancel_quantum_task(quantumTaskArn=arn, clientToken=str(uuid.uuid4())),
         lambda: low.list_tags_for_resource(resourceArn=arn),
     ):
         with pytest.raises(ClientError) as fault:
