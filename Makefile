@@ -110,7 +110,7 @@ bench-quantum: install-quantum system ## quantum tasks beside the bare simulator
 
 bench-inference: install system ## the gateway beside LiteLLM's proxy, and the embedded engine beside the bare one and transformers
 	@PYTHON=$(PYTHON) scripts/install-peers inference
-	@$(BIN)/python benchmarks/bench_inference.py
+	@$(BIN)/python benchmarks/bench_inference.py --soak 60
 
 ##@ Tidy up
 clean: ## remove the environment and caches (never an enclave's data)

@@ -323,12 +323,17 @@ def summary(found: dict[str, Any]) -> str:
         ours, theirs = found["honmaru-whole-16"], found["litellm-whole-16"]
         parts.append(f"{ours['rps'] / theirs['rps']:.0f}x LiteLLM's requests/s on a core (aim {AIM_TIMES:.0f})")
         parts.append(f"{theirs['cpu_us'] / ours['cpu_us']:.0f}x less CPU a request")
+        parts.append(f"{ours['rss_mb']:.0f} MB beside {theirs['rss_mb']:.0f} MB")
     if "honmaru-whole-1" in found:
         added = found["honmaru-whole-1"]["p50_ms"] - found["engine-whole"]["p50_ms"]
+        tail = found["honmaru-whole-1"]["p99_ms"] - found["engine-whole"]["p99_ms"]
         first = found["honmaru-stream-1"]["first_ms"] - found["engine-stream"]["first_ms"]
-        parts.append(f"added p50 {added:.2f} ms (aim {AIM_ADDED_MS})")
+        parts.append(f"added p50 {added:.2f} ms (aim {AIM_ADDED_MS}), p99 {tail:.2f} ms")
         parts.append(f"first token +{first:.2f} ms (aim {AIM_FIRST_MS})")
         parts.append(f"{found['honmaru-whole-16']['cpu_us']:.0f} us CPU a request")
+    if "soak" in found:
+        grown = found["soak"]["rss_mb"] - found["honmaru-signed"]["rss_mb"]
+        parts.append(f"memory {grown:+.0f} MB over the soak, at {found['soak']['rps']:.0f} requests/s")
     if "honmaru-32" in found:
         share = found["honmaru-32"] / found["openvino-32"]
         parts.append(f"{share:.0%} of the bare engine's tokens/s at 32 (aim {AIM_SHARE:.0%})")

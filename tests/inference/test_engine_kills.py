@@ -98,15 +98,22 @@ def test_a_killed_engine_is_a_modelled_error_and_leaves_nothing(live: LiveEnclav
     next(iter(ask(live)))
     time.sleep(1)
     before, memory = descriptors(live), resident(live)
-    for _ in range(rounds):
+    broken: list[str] = []
+    late = 0
+    while len(broken) < rounds:
         (pid,) = engine_pids(live)
         stream = ask(live)
         events = iter(stream)
         next(events)
         os.kill(pid, signal.SIGKILL)
-        with pytest.raises(EventStreamError, match="modelStreamErrorException"):
+        try:
             for _ in events:
                 pass
+        except EventStreamError as fault:
+            broken.append(str(fault))
+        else:  # this process came too late: the engine had said everything
+            late += 1
+            assert late < max(rounds, 10)
         deadline = time.monotonic() + 60
         while True:  # started anew; while it starts, a request waits or is told to come again
             try:
@@ -118,6 +125,7 @@ def test_a_killed_engine_is_a_modelled_error_and_leaves_nothing(live: LiveEnclav
                 assert time.monotonic() < deadline
                 time.sleep(0.2)
     time.sleep(2)
+    assert all("modelStreamErrorException" in one for one in broken)
     assert len(engine_pids(live)) == 1
     assert len(list((live.data / "models").iterdir())) == 1, "folders of dead servers are deleted"
     assert descriptors(live) <= before + 8

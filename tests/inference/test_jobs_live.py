@@ -235,3 +235,36 @@ def test_async_invocations_and_copies_survive_kill_9_and_end_once(site: Site) ->
         "customModelDeploymentArn"
     ]
     assert isinstance(site.ask(deployed), str)
+
+
+def test_answers_are_sealed_under_the_key_that_was_named(site: Site) -> None:
+    s3, runtime, bedrock = site.client("s3"), site.client("bedrock-runtime"), site.client("bedrock")
+    key = site.client("kms").create_key()["KeyMetadata"]["Arn"]
+    base = bedrock.get_imported_model(modelIdentifier="base")["modelArn"]
+    given = {"prompt": "keep", "max_gen_len": 4}
+
+    def invoke(kms_key: str) -> dict[str, Any]:
+        target = {"s3Uri": "s3://work/sealed", "kmsKeyId": kms_key}
+        arn = runtime.start_async_invoke(
+            modelId=base, modelInput=given, outputDataConfig={"s3OutputDataConfig": target}
+        )["invocationArn"]
+        return site.wait(lambda: runtime.get_async_invoke(invocationArn=arn), ("InProgress",))
+
+    done = invoke(key)
+    assert done["status"] == "Completed" and done["outputDataConfig"]["s3OutputDataConfig"]["kmsKeyId"] == key
+    name = done["invocationArn"].rpartition("/")[2]
+    head = s3.head_object(Bucket="work", Key=f"sealed/{name}/output.json")
+    assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", key)
+    assert invoke(key[:-4] + "0000")["status"] == "Failed"
+    job = bedrock.create_model_invocation_job(
+        jobName="sealed",
+        roleArn=site.role,
+        modelId="base",
+        inputDataConfig={"s3InputDataConfig": {"s3Uri": site.put("sealed/in.jsonl", [{"modelInput": given}])}},
+        outputDataConfig={"s3OutputDataConfig": {"s3Uri": "s3://work/batched/", "s3EncryptionKeyId": key}},
+    )["jobArn"]
+    found = site.wait(lambda: bedrock.get_model_invocation_job(jobIdentifier=job), ("Submitted", "InProgress"))
+    assert found["status"] == "Completed", found
+    for written in ("in.jsonl.out", "manifest.json.out"):
+        head = s3.head_object(Bucket="work", Key=f"batched/{job.rpartition('/')[2]}/{written}")
+        assert head["SSEKMSKeyId"] == key

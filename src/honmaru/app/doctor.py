@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from honmaru.app.run_files import published, running_pid
+from honmaru.executors.local.accelerators import LocalAccelerators
 
 _MIN_DISK_BYTES = 5 << 30
 _MIN_MEMORY_BYTES = 4 << 30
@@ -96,6 +97,12 @@ def _memory(_data: Path) -> Finding:
     return Finding("ok", "Memory", f"{total >> 30} GiB")
 
 
+def _accelerators(_data: Path) -> Finding:
+    found = LocalAccelerators().found()
+    seen = ", ".join(f"{one.id} {one.name} with {one.free_bytes >> 30} GiB free" for one in found)
+    return Finding("ok", "Accelerators", seen or "none that NVML or neuron-ls knows")
+
+
 def _permissions(data: Path) -> Finding:
     keys = data / "keys"
     if not keys.exists():
@@ -140,6 +147,7 @@ CHECKS: tuple[Callable[[Path], Finding], ...] = (
     _environment,
     _disk,
     _memory,
+    _accelerators,
     _permissions,
     _certificate,
     _enclave,

@@ -26,6 +26,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add.add_argument("--label", default="UNCLASSIFIED", help="the one label that the URLs serve")
     add.add_argument("--from-file", type=Path, metavar="JSON", help="the whole declaration (see docs: engines.json)")
     add.add_argument("--model", help="the model's name on that server (default: the id)")
+    add.add_argument("--dialect", choices=("openai", "anthropic", "bedrock"), default="openai", help="what it speaks")
+    add.add_argument("--secret-file", type=Path, help="a file with the key that the server wants")
     add.add_argument("--provider", default="Declared")
     add.add_argument("--feature", action="append", default=[], help="tools, json_schema, logprobs, embeddings ...")
     add.add_argument("--context-length", type=int, default=4096)
@@ -61,12 +63,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _entry(args: argparse.Namespace) -> dict[str, Any]:
+    secret = {"authorization_file": str(args.secret_file.resolve())} if args.secret_file else {}
     return {
+        "dialect": args.dialect,
         "model": args.model or args.id,
         "provider": args.provider,
         "features": args.feature,
         "context_length": args.context_length,
-        "replicas": [{"url": url, "label": args.label} for url in args.url],
+        "replicas": [{"url": url, "label": args.label, **secret} for url in args.url],
     }
 
 

@@ -318,7 +318,8 @@ class BatchInference:
         bucket, prefix = split_uri(body["output_uri"])
         folder = f"{prefix.rstrip('/')}/{claim.record.name}" if prefix.strip("/") else claim.record.name
         for name, progress in (body.get("progress") or {}).items():
-            self.buckets.write(session, bucket, f"{folder}/{name}.out", _joined(blobs, progress["parts"]))
+            parts = _joined(blobs, progress["parts"])
+            self.buckets.write(session, bucket, f"{folder}/{name}.out", parts, kms_key=body.get("kms_key", ""))
         good, bad = int(body.get("good", 0)), int(body.get("bad", 0))
         manifest = {
             "totalRecordCount": int(body.get("total", 0)),
@@ -328,7 +329,8 @@ class BatchInference:
             "inputTokenCount": int(body.get("input_tokens", 0)),
             "outputTokenCount": int(body.get("output_tokens", 0)),
         }
-        self.buckets.write(session, bucket, f"{folder}/{_MANIFEST}", [json.dumps(manifest).encode()])
+        told = [json.dumps(manifest).encode()]
+        self.buckets.write(session, bucket, f"{folder}/{_MANIFEST}", told, kms_key=body.get("kms_key", ""))
 
     def _end(self, claim: Claim, state: str, reason: str) -> None:
         def end(body: dict[str, Any]) -> str:

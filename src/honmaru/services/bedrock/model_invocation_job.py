@@ -40,8 +40,6 @@ def create(
     target = request["outputDataConfig"].get("s3OutputDataConfig") or {}
     if not source or not target.get("s3Uri"):
         raise ValidationFault("inputDataConfig.s3InputDataConfig and outputDataConfig.s3OutputDataConfig are required")
-    if target.get("s3EncryptionKeyId"):
-        raise ValidationFault("s3EncryptionKeyId is not supported: the output has its bucket's encryption")
     split_uri(source)
     split_uri(target["s3Uri"])
     job_tags = tags.checked(call.session, request.get("tags"))
@@ -67,6 +65,7 @@ def create(
         "role_arn": request["roleArn"],
         "input_uri": source,
         "output_uri": target["s3Uri"],
+        "kms_key": target.get("s3EncryptionKeyId") or "",
         "invocation_type": request.get("modelInvocationType") or "InvokeModel",
         "hours": hours,
         "expires": (call.now + timedelta(hours=hours)).isoformat(),
@@ -126,7 +125,9 @@ def describe(call: Call, record: Record) -> dict[str, Any]:
         "lastModifiedTime": record.updated,
         "endTime": datetime.fromisoformat(ended) if ended else None,
         "inputDataConfig": {"s3InputDataConfig": {"s3Uri": body["input_uri"], "s3InputFormat": "JSONL"}},
-        "outputDataConfig": {"s3OutputDataConfig": {"s3Uri": body["output_uri"]}},
+        "outputDataConfig": {
+            "s3OutputDataConfig": {"s3Uri": body["output_uri"], "s3EncryptionKeyId": body.get("kms_key") or None}
+        },
         "timeoutDurationInHours": body["hours"],
         "jobExpirationTime": datetime.fromisoformat(body["expires"]),
         "modelInvocationType": body["invocation_type"],
