@@ -140,9 +140,7 @@ _ENQUEUE = "INSERT INTO outbox (id, label, payload) VALUES (?, ?, ?)"
 _OUTBOX = "SELECT id, label, payload FROM outbox{} ORDER BY position LIMIT ?"
 _OF_OWNER = f" WHERE substr(id, {OWNER + 1}, 1) = ':' AND substr(id, 1, {OWNER}) = ?"
 _OF_NOBODY = f" WHERE substr(id, {OWNER + 1}, 1) <> ':'"
-_RAISE = (
-    "INSERT INTO changes (topic, count) VALUES (?, 1) ON CONFLICT (topic) DO UPDATE SET count = changes.count + 1"
-)
+_RAISE = "INSERT INTO changes (topic, count) VALUES (?, 1) ON CONFLICT (topic) DO UPDATE SET count = changes.count + 1"
 _CHANGES = "SELECT topic, count FROM changes"
 _SCOPES = "SELECT id, account, label FROM scopes WHERE id > ?"
 # Scopes are only ever added. A sequence of PostgreSQL may commit a lower number after a higher one; SQLite has one
@@ -288,6 +286,17 @@ class SqlRecordStore:
 
     def confirm(self, ids: Collection[str]) -> None:
         self.apply((), (), ids)
+
+    def hold(self) -> None:
+        """Become the one enclave of this database, until `close` or the end of the process. Raises ConfigurationFault
+        when another enclave, perhaps on another host, is. A SQLite file belongs to its data directory, which has a
+        lock of its own."""
+        self._database.hold()
+
+    def held(self) -> bool:
+        """Whether this is still the one enclave of its database, taken up again if the connection was lost meanwhile.
+        True while the database does not answer: then nobody is answered from it either."""
+        return self._database.held()
 
     def close(self) -> None:
         """Close every connection; on SQLite the WAL is folded into the database."""

@@ -16,7 +16,8 @@ Invariants:
 - What a session writes carries the session's label. Blobs never change; a new content is a new blob.
 - Memory use of a read or write is a few segments, whatever the blob's size.
 - A blob that is deleted while somebody reads it goes away after the last reader, in whichever process it reads.
-- Of several processes of one enclave (`Peers`) one deletes; the others ask it to, and tell it what its sweep must spare.
+- Of several processes of one enclave (`Peers`) one deletes; the others ask it to, and tell it what its sweep must
+  spare.
 
 Source: Hoang, Reyhanitabar, Rogaway, Vizár, "Online Authenticated-Encryption and its Nonce-Reuse Misuse-Resistance"
 (STREAM); SP 800-38D.
@@ -73,11 +74,11 @@ class Peers(Protocol):
         anywhere (`BlobVault.delete_now` in the process that deletes). Returns at once."""
         ...
 
-    def spare(self, blob_ids: Sequence[str]) -> None:
+    def spare(self, blob_ids: Sequence[str], /) -> None:
         """A record is about to name these. Returns when whoever sweeps knows of them. Raises StoreUnavailable."""
         ...
 
-    def sweeping(self, on: bool) -> None:
+    def sweeping(self, on: bool, /) -> None:
         """This process begins to sweep (returns when every other one tells what it names), or has ended it."""
         ...
 
@@ -234,7 +235,7 @@ class BlobVault:
         free()
 
     def gone(self, path: str) -> None:
-        """Another process has deleted the blob."""
+        """The blob was deleted, here or by another process."""
         with self._lock:
             self._doomed.discard(path)
 
@@ -255,6 +256,7 @@ class BlobVault:
                 gone, self._kept = ([], self._kept) if self._keeping else (self._kept, [])
             for path in gone:
                 self._store.delete(path)
+                self.gone(path)
 
     def _drop(self, path: str) -> None:
         if self._peers is None:
@@ -265,11 +267,11 @@ class BlobVault:
     def delete_now(self, path: str) -> None:
         """Delete a blob that nobody reads."""
         with self._lock:
-            self._doomed.discard(path)
             if self._keeping:
                 self._kept.append(path)
                 return
         self._store.delete(path)
+        self.gone(path)
 
     def mention(self, body: bytes) -> None:
         """A record's body is about to be committed: the sweep must spare the blobs that it names."""
@@ -281,9 +283,9 @@ class BlobVault:
         with self._lock:
             if self._spared is None:
                 self._spared = set()
-        if self._peers is not None:
-            self._peers.sweeping(True)
         try:
+            if self._peers is not None:
+                self._peers.sweeping(True)
             left = [found for found in orphans(self._store.paths(""), bodies) if not self._is_spared(found[1])]
             # Somebody else may be about to name what was written a moment ago, but not for as long as between two
             # sweeps: so what was left over at the one before, and still is, goes.

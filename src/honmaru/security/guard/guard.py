@@ -171,9 +171,7 @@ class Guard:
                 waiting.update(self._appended)
                 self._appended.clear()
                 self._behind = False
-            entries = (
-                self._store.outbox(owner=self._owner) if self._owner else self._store.outbox(but=self._elsewhere)
-            )
+            entries = self._store.outbox(owner=self._owner) if self._owner else self._store.outbox(but=self._elsewhere)
             if not entries:
                 return drained
             try:
