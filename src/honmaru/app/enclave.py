@@ -338,6 +338,7 @@ class Enclave:
             prompt_reads=prompt,
             news=News(self.guard.catch_up, self.clock.monotonic, prompt=prompt) if settings.workers > 1 else None,
             forwarder=Forwarder(lent.forward_to) if lent else None,
+            rates_memory=lent.rates_memory if lent else self.fleet.rates_memory if self.fleet else None,
             limits=self.limits,
             cache=data / "cache",
             cross_origin=CrossOrigin(self.guard),

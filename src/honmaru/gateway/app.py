@@ -72,6 +72,7 @@ class Gateway:
         tracer: Tells what happened in each request; None for nobody.
         news: What other processes of the enclave changed; None where there are none.
         forwarder: Of a worker process: the way of what it may not carry out itself. None for the first process.
+        rates_memory: What processes share to count requests (`shared_rates.shared_memory`); None for one process.
     Raises:
         ConfigurationFault: A provider and the service model disagree; every disagreement is listed.
     """
@@ -96,6 +97,7 @@ class Gateway:
         tracer: Tracer | None = None,
         news: News | None = None,
         forwarder: Forwarder | None = None,
+        rates_memory: int | None = None,
     ) -> None:
         self.models = ServiceModels(cache, SERVICES)
         self.limits = limits
@@ -114,6 +116,7 @@ class Gateway:
             prompt_reads=prompt_reads,
             news=news,
             whole=forwarder is None,
+            rates_memory=rates_memory,
         )
         self._forwarder = forwarder
         self._preflights = PreflightWire(pipeline, region=region, partition=partition, pages=pages, rules=cross_origin)

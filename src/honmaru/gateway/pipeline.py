@@ -41,6 +41,7 @@ from honmaru.gateway.places import Places, holder_of
 from honmaru.gateway.rates import Rates
 from honmaru.gateway.reading import Budget
 from honmaru.gateway.request_tags import request_tags
+from honmaru.gateway.shared_rates import SharedRates
 from honmaru.gateway.turns import Turns
 from honmaru.gateway.workers import Landed, Workers
 from honmaru.ports.runtime import Clock, Ids
@@ -130,10 +131,11 @@ class Pipeline:
         prompt_reads: bool = True,
         news: News | None = None,
         whole: bool = True,
+        rates_memory: int | None = None,
     ) -> None:
         """`prompt_reads`: the record store is on this machine, so that reading one record is no reason to wait.
         `news`: what other processes changed; None where there are none. `whole`: this process carries out every
-        operation, not only those that any process may.
+        operation, not only those that any process may. `rates_memory`: where the buckets lie that processes share.
 
         Raises ConfigurationFault that lists every mistake of the providers.
         """
@@ -147,8 +149,12 @@ class Pipeline:
         self.limits = limits
         self._workers = Workers(limits.workers, "operation")
         self._turns = Turns(limits.workers, limits.workers_each, limits.queued, clock.monotonic)
-        self._principal_rates = Rates(limits.principal_requests_s, limits.principal_requests_s * limits.burst_s)
-        self._account_rates = Rates(limits.account_requests_s, limits.account_requests_s * limits.burst_s)
+        self._principal_rates, self._account_rates = (
+            Rates(per_s, per_s * limits.burst_s)
+            if rates_memory is None
+            else SharedRates(per_s, per_s * limits.burst_s, rates_memory, table)
+            for table, per_s in enumerate((limits.principal_requests_s, limits.account_requests_s))
+        )
         self._prompt_reads = prompt_reads
         self._news = news
         self._whole = whole

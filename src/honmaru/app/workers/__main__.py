@@ -1,4 +1,4 @@
-"""A worker process: `python -m honmaru.app.workers CHANNEL LISTENER`, two inherited descriptors. Started by `fleet`.
+"""A worker process: `python -m honmaru.app.workers CHANNEL LISTENER RATES`, three inherited descriptors.
 
 Invariants:
 - Everything it must know comes over the channel, the key of a sealed root key too: nothing secret stands in its
@@ -34,7 +34,8 @@ _COUNT_EVERY_S = 1.0
 
 
 class _Worker:
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, rates_memory: int) -> None:
+        self._rates_memory = rates_memory
         self._hello: dict[str, Any] = {}
         self._greeted = threading.Event()
         self._built = threading.Event()
@@ -72,7 +73,8 @@ class _Worker:
         settings = Settings(**{**hello["settings"], "data": Path(hello["settings"]["data"])})
         root = hello.pop("root")
         unsealed = None if root is None else Unsealed(bytes.fromhex(root[0]), root[1], 0)
-        lent = Lent(hello["owner"], self.ledger, self.blobs, settings.data / "run" / "forward.sock")
+        forward_to = settings.data / "run" / "forward.sock"
+        lent = Lent(hello["owner"], self.ledger, self.blobs, forward_to, self._rates_memory)
         enclave = self._enclave = Enclave(settings, unsealed, lent)
         enclave.port = hello["port"]
         enclave.guard.vault.tell_sweep(bool(hello["sweeping"]))
@@ -124,11 +126,11 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     process.make_room()
     no_core_dumps()
-    channel, listening = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
-    for inherited in (channel, listening):
-        inherited.set_inheritable(False)
+    channel, listening, rates = map(int, sys.argv[1:4])
+    for inherited in (channel, listening, rates):
+        os.set_inheritable(inherited, False)
     try:
-        return _Worker(channel).run(listening)
+        return _Worker(socket.socket(fileno=channel), rates).run(socket.socket(fileno=listening))
     except HonmaruError as fault:
         logging.getLogger("honmaru.workers").error("this worker cannot start: %s", fault.message)
         return 1

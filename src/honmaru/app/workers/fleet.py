@@ -30,6 +30,7 @@ import orjson
 from honmaru.app.workers.channel import Channel, ChannelClosed, Kind
 from honmaru.app.workers.lent import ENTRY, NUMBER
 from honmaru.core.errors import ConfigurationFault, HonmaruError, LedgerUnavailable, StoreUnavailable
+from honmaru.gateway.shared_rates import shared_memory
 from honmaru.ports.records import OWNER
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ class _Pending:
 class _Worker:
     """One worker process, as the first process knows it."""
 
-    def __init__(self, fleet: Fleet, number: int, owner: str, listening: socket.socket) -> None:
+    def __init__(self, fleet: Fleet, number: int, owner: str, listening: socket.socket, rates_memory: int) -> None:
         self.number, self.owner = number, owner
         self._fleet = fleet
         self.held: deque[str] = deque(maxlen=_HELD)
@@ -87,11 +88,11 @@ class _Worker:
         self._count = threading.Condition()
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "honmaru.app.workers", str(theirs.fileno()), str(listening.fileno())]
+            given = (theirs.fileno(), listening.fileno(), rates_memory)
             self.process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", "honmaru.app.workers", *map(str, given)],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), listening.fileno()),
+                pass_fds=given,
                 start_new_session=True,  # the terminal's signals are for the first process alone
             )
         self.channel = Channel(ours, self._handle, lambda: None)
@@ -152,6 +153,7 @@ class Fleet:
     def __init__(self, enclave: Enclave, unsealed: Unsealed | None) -> None:
         self.enclave = enclave
         self._unsealed = unsealed
+        self.rates_memory = shared_memory(tables=2)
         self._listening: Sequence[socket.socket] = ()
         self._workers: dict[int, _Worker] = {}
         self._restarts: dict[int, int] = {}
@@ -235,7 +237,7 @@ class Fleet:
         enclave = self.enclave
         owner = enclave.ids.secret(OWNER // 2).hex()
         self.guard.lend_outbox(owner)
-        worker = self._workers[number] = _Worker(self, number, owner, self._listening[number - 1])
+        worker = self._workers[number] = _Worker(self, number, owner, self._listening[number - 1], self.rates_memory)
         if self._sweeping:
             worker.telling.set()
         hello = {

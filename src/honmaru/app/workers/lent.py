@@ -137,6 +137,7 @@ class Lent:
     ledger: LentLedger
     blobs: LentBlobs
     forward_to: Path
+    rates_memory: int
 
 
 def listener(
