@@ -131,7 +131,8 @@ def _detach(settings: Settings, *, as_json: bool) -> int:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/", env=os.environ
         )
-    deadline = time.monotonic() + _START_TIMEOUT_S
+    limit_s = _START_TIMEOUT_S * (1 if settings.workers == 1 else 2)
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if (facts := published(settings.data)) and facts["pid"] == child.pid:
             _announce(facts, as_json=as_json)
@@ -140,4 +141,4 @@ def _detach(settings: Settings, *, as_json: bool) -> int:
             said = errors.read_bytes()[offset:].decode(errors="replace").strip().splitlines()
             raise ConfigurationFault([line.removeprefix("honmaru: ") for line in said[-5:]] or ["it ended at once"])
         time.sleep(0.05)
-    raise ConfigurationFault([f"the enclave does not answer after {_START_TIMEOUT_S:.0f} s; see {errors}"])
+    raise ConfigurationFault([f"the enclave does not answer after {limit_s:.0f} s; see {errors}"])

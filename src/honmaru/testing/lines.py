@@ -77,14 +77,14 @@ def lines(enclave: LiveEnclave) -> list[Line]:
     return [Line(enclave, worker["pid"]) for worker in workers(enclave)]
 
 
-def workers(enclave: LiveEnclave, *, within_s: float = 60.0) -> list[dict[str, Any]]:
-    """What the enclave says of its workers, once all of them answer."""
+def workers(enclave: LiveEnclave, *, restarts: int = 0, within_s: float = 90.0) -> list[dict[str, Any]]:
+    """What the enclave says of its workers, once all of them answer, after so many `restarts` of any of them."""
     from honmaru.app.operator import ask
 
     deadline = time.monotonic() + within_s
     while True:
         found: list[dict[str, Any]] = ask(enclave.data, "Status")["workers"]
-        if all(worker["answers"] for worker in found):
+        if all(worker["answers"] for worker in found) and sum(worker["restarts"] for worker in found) >= restarts:
             return found
         if time.monotonic() > deadline:
             raise RuntimeError(f"workers do not answer: {found}")

@@ -68,7 +68,7 @@ class _Worker:
 
         self.channel.start()
         if not self._greeted.wait(_HELLO_S):
-            return 70
+            raise ChannelClosed("the first process does not say what to do")
         hello = self._hello
         settings = Settings(**{**hello["settings"], "data": Path(hello["settings"]["data"])})
         root = hello.pop("root")

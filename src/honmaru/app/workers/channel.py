@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import socket
 import struct
 import threading
@@ -19,6 +20,7 @@ from enum import IntEnum
 
 from honmaru.core.errors import HonmaruError
 
+_LOG = logging.getLogger("honmaru.workers")
 _HEAD = struct.Struct(">IB")
 _READ = 256 << 10
 _MOST_FRAME_BYTES = 16 << 20
@@ -144,6 +146,9 @@ class Channel:
                 del buffer[:at]
         except OSError:
             pass  # the other end is gone
+        except Exception as fault:  # a frame that cannot be handled: nothing after it is believed
+            _LOG.error("a channel between processes ends: %s", type(fault).__name__, exc_info=fault)
+            self._connection.close()
         finally:
             with self._news:
                 self._closed = True

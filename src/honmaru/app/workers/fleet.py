@@ -42,7 +42,7 @@ _HELD = 65_536
 """Event ids of a worker's newest changes that are kept, to know after its end which of them the ledger has."""
 _BURIED_S = 60.0
 """For how long the outbox of an ended worker is looked at: a database may still carry out its last transaction."""
-_READY_S, _STOP_S, _ANSWER_S = 60.0, 14.0, 10.0
+_READY_S, _STOP_S, _ANSWER_S = 120.0, 14.0, 10.0
 _QUICK_S = 10.0
 """A worker that ended sooner than that is started again later and later."""
 _POLL_S = 0.1
@@ -186,8 +186,10 @@ class Fleet:
         deadline = time.monotonic() + _READY_S
         for worker in workers:
             while not worker.ready.wait(0.05):
-                if worker.process.poll() is not None or time.monotonic() > deadline:
-                    raise ConfigurationFault([f"worker {worker.number} did not start: see its last words above"])
+                code = worker.process.poll()
+                if code is not None or time.monotonic() > deadline:
+                    how = "took too long" if code is None else f"ended with {code}"
+                    raise ConfigurationFault([f"worker {worker.number} did not start: it {how}; see the lines above"])
         for worker in workers:
             self._run(lambda number=worker.number: self._watch(number), f"worker {worker.number}")
 
