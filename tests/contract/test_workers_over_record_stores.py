@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from botocore.exceptions import ClientError
 
 from honmaru.app.operator import ask
 from honmaru.testing.enclaves import LiveEnclave
-from honmaru.testing.lines import Line, lines, workers
+from honmaru.testing.lines import lines, workers
 
 WHO = "Action=GetCallerIdentity&Version=2011-06-15"
 
@@ -104,7 +103,7 @@ def test_what_is_handed_over_has_its_callers_address_and_every_gate(two: LiveEnc
     pages = list(iam.get_paginator("list_users").paginate(PaginationConfig={"PageSize": 2}))
     assert len(pages) > 1 and sum(len(page["Users"]) for page in pages) == 5
     with pytest.raises(ClientError, match="not implemented"):
-        two.client("sagemaker").create_app(DomainId="d", AppType="JupyterServer", AppName="a")
+        two.client("sagemaker").create_app(DomainId="d-x", AppType="JupyterServer", AppName="a")
 
 
 def test_who_tells_a_false_key_is_refused_by_both(two: LiveEnclave) -> None:
@@ -121,33 +120,11 @@ def test_nobody_but_a_worker_may_hand_requests_over(two: LiveEnclave) -> None:
     with socket.socket(socket.AF_UNIX) as stranger:
         stranger.settimeout(10)
         stranger.connect(str(path))
-        stranger.sendall(b"\0\0\0\2\1{}")
         try:
+            stranger.sendall(b"\0\0\0\2\1{}")
             assert stranger.recv(1) == b"", "it is not listened to"
-        except ConnectionResetError:
+        except (BrokenPipeError, ConnectionResetError):
             pass
-
-
-def test_a_rate_is_one_for_all_workers(tmp_path: Path) -> None:
-    live = LiveEnclave(tmp_path / "e", http=True).up("--workers", "2", "--principal-rate", "5")
-    try:
-        admin = live.credentials()
-        both = lines(live)
-        statuses: list[int] = []
-
-        def flood(line: Line) -> None:
-            statuses.extend(line.form(admin, "sts", WHO)[0] for _ in range(40))
-
-        begun = time.monotonic()
-        threads = [threading.Thread(target=flood, args=(line,)) for line in both]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        allowed = 10 + 5 * (time.monotonic() - begun) + 1  # the burst of two seconds, and what came back meanwhile
-        assert 10 <= statuses.count(200) <= allowed
-    finally:
-        live.down()
 
 
 def test_a_second_enclave_on_the_same_database_is_refused(two: LiveEnclave, tmp_path: Path) -> None:

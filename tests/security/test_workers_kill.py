@@ -30,11 +30,13 @@ from honmaru.app.run_files import running_pid
 from honmaru.app.runtime import SystemClock
 from honmaru.security.ledger import Ledger
 from honmaru.testing.enclaves import LiveEnclave
-from honmaru.testing.lines import workers
+from honmaru.testing.lines import Line, lines, workers
 
-KILLS = 20 if os.environ.get("HONMARU_LONG") == "1" else 1
+LONG = os.environ.get("HONMARU_LONG") == "1"
+KILLS = 20 if LONG else 1
 CLIENTS = 3
 GONE = "-"
+WHO = "Action=GetCallerIdentity&Version=2011-06-15"
 
 
 class Client(threading.Thread):
@@ -147,6 +149,8 @@ def test_a_killed_worker_loses_nothing_and_another_takes_its_place(tmp_path: Pat
     digest = hashlib.sha384(body).hexdigest()
     without = [entry for entry in entries if entry["honmaru"].get("bodyDigest") != digest]
     assert len(unaccounted(live.data, without)) == 1, "the sabotage: an entry lost"
+    if not LONG:
+        return
     # The next start's sweep frees what the dead worker had not finished.
     live.up()
     try:
@@ -190,3 +194,27 @@ def test_workers_end_with_the_first_process_and_a_new_start_finds_everything(tmp
         live.down()
     assert running_pid(live.data) is None
     assert verified(live.data)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not LONG, reason="set HONMARU_LONG=1")
+def test_a_rate_is_one_for_all_workers(tmp_path: Path) -> None:
+    live = LiveEnclave(tmp_path / "e", http=True).up("--workers", "2", "--principal-rate", "5")
+    try:
+        admin = live.credentials()
+        both = lines(live)
+        statuses: list[int] = []
+
+        def flood(line: Line) -> None:
+            statuses.extend(line.form(admin, "sts", WHO)[0] for _ in range(40))
+
+        begun = time.monotonic()
+        threads = [threading.Thread(target=flood, args=(line,)) for line in both]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        allowed = 10 + 5 * (time.monotonic() - begun) + 1  # the burst of two seconds, and what came back meanwhile
+        assert 10 <= statuses.count(200) <= allowed
+    finally:
+        live.down()
