@@ -46,7 +46,7 @@ from honmaru.gateway.app import Gateway, Limits
 from honmaru.gateway.links import Forwarder
 from honmaru.gateway.meters import RequestMeter
 from honmaru.gateway.news import News
-from honmaru.gateway.server import listeners, serve, serve_forwarded
+from honmaru.gateway.server import serve
 from honmaru.gateway.spans import Tracer
 from honmaru.jobs.async_invocation import AsyncInvocation
 from honmaru.jobs.batch_inference import BatchInference
@@ -431,7 +431,7 @@ class Enclave:
 
         try:
             if self.fleet is not None:
-                self._serve_with_workers(self.fleet, ready)
+                self.fleet.serve(ready)
             else:
                 serve(
                     self.gateway,
@@ -457,36 +457,6 @@ class Enclave:
             self.batch_servers.close()
             self.ledger.close()
             self.records.close()
-
-    def _serve_with_workers(self, fleet: Fleet, ready: Callable[[int], None]) -> None:
-        """The workers hold the port; what they may not carry out comes to this process over a socket of its own."""
-        listening = listeners(self.settings.host, self.settings.port, self.settings.workers)
-        self.port = listening[0].getsockname()[1]
-        failed: list[Exception] = []
-
-        def lead() -> None:
-            try:
-                fleet.start(listening)
-                ready(self.port)
-                self.stopping.wait()
-            except Exception as fault:
-                failed.append(fault)
-                self.stopping.set()
-            finally:
-                fleet.stop()
-
-        leading = threading.Thread(target=lead, name="fleet", daemon=True)
-        serve_forwarded(
-            self.gateway,
-            path=self.settings.data / "run" / "forward.sock",
-            started=fleet.pids,
-            ready=leading.start,
-            stopping=fleet.stopped,
-        )
-        for listener in listening:
-            listener.close()
-        if failed:
-            raise failed[0]
 
     def _keep_hold(self) -> None:
         """Nobody serves from a database that another enclave may serve from."""

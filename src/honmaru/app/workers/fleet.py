@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -30,6 +30,7 @@ import orjson
 from honmaru.app.workers.channel import Channel, ChannelClosed, Kind
 from honmaru.app.workers.lent import ENTRY, NUMBER
 from honmaru.core.errors import ConfigurationFault, HonmaruError, LedgerUnavailable, StoreUnavailable
+from honmaru.gateway.server import listeners, serve_forwarded
 from honmaru.gateway.shared_rates import shared_memory
 from honmaru.ports.records import OWNER
 
@@ -173,6 +174,40 @@ class Fleet:
         return self.enclave.guard
 
     # Life
+
+    def serve(self, ready: Callable[[int], None]) -> None:
+        """Serve until the enclave's `stopping` is set: the workers hold the port, and what they may not carry out comes
+        to this process over a socket of its own. `ready` is called with the port once all of them answer.
+
+        Raises ConfigurationFault."""
+        enclave, settings = self.enclave, self.enclave.settings
+        listening = listeners(settings.host, settings.port, settings.workers)
+        enclave.port = listening[0].getsockname()[1]
+        failed: list[Exception] = []
+
+        def lead() -> None:
+            try:
+                self.start(listening)
+                ready(enclave.port)
+                enclave.stopping.wait()
+            except Exception as fault:
+                failed.append(fault)
+                enclave.stopping.set()
+            finally:
+                self.stop()
+
+        leading = threading.Thread(target=lead, name="fleet", daemon=True)
+        serve_forwarded(
+            enclave.gateway,
+            path=settings.data / "run" / "forward.sock",
+            started=self.pids,
+            ready=leading.start,
+            stopping=self.stopped,
+        )
+        for listener in listening:
+            listener.close()
+        if failed:
+            raise failed[0]
 
     def start(self, listening: Sequence[socket.socket]) -> None:
         """Starts a worker for each listening socket (`gateway.server.listeners`); returns when all of them answer.
