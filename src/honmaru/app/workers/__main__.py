@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -108,7 +109,8 @@ class _Worker:
             background.stop()
             if enclave.spans is not None:
                 enclave.spans.close()
-            enclave.identity.write_uses()
+            with contextlib.suppress(HonmaruError):
+                enclave.identity.write_uses()
             self._count(enclave)
             self._leaving = True
             self.channel.close()

@@ -160,6 +160,7 @@ class Fleet:
         self._restarts: dict[int, int] = {}
         self._ended: dict[str, tuple[frozenset[str], float]] = {}
         self._lock = threading.Lock()
+        self._burying = threading.Lock()
         self._stopping = threading.Event()
         self._sweeping = True  # until the first sweep has ended
         self._threads: list[threading.Thread] = []
@@ -291,21 +292,30 @@ class Fleet:
     def _watch(self, number: int) -> None:
         """Buries a worker that ended, and starts the next one at its socket."""
         pause = 0.1
+        buried: _Worker | None = None
         while not self._stopping.is_set():
             worker = self._workers[number]
             code = worker.process.wait()
             if self._stopping.is_set():
                 return
-            _LOG.error("worker %d (pid %d) ended with %d; another one is started", number, worker.process.pid, code)
-            self._bury(worker)
-            pause = min(10.0, pause * 2) if time.monotonic() - worker.begun < _QUICK_S else 0.1
+            if worker is not buried:
+                _LOG.error("worker %d (pid %d) ended with %d; another one is started", number, worker.process.pid, code)
+                self._bury(worker)
+                pause = min(10.0, pause * 2) if time.monotonic() - worker.begun < _QUICK_S else 0.1
+                buried = worker
+            else:
+                pause = 10.0
             if self._stopping.wait(pause):
                 return
             with self._lock:
                 if self._stopping.is_set():
                     return
+                try:
+                    self._spawn(number)
+                except OSError as fault:  # no memory, no processes: tried again after a pause
+                    _LOG.error("worker %d could not be started: %s", number, fault.strerror)
+                    continue
                 self._restarts[number] = self._restarts.get(number, 0) + 1
-                self._spawn(number)
 
     def _bury(self, worker: _Worker) -> None:
         """Settles what a worker left. Its process has ended."""
@@ -321,13 +331,14 @@ class Fleet:
 
     def take_over(self) -> None:
         """Puts into the ledger what ended workers committed and did not bring. A background step."""
-        for owner, (held, until) in list(self._ended.items()):
-            try:
-                self.guard.take_over(owner, held)
-            except (LedgerUnavailable, StoreUnavailable):
-                continue  # tried again with the next step, or by the next start
-            if time.monotonic() > until:
-                self._ended.pop(owner, None)
+        with self._burying:  # two that read one outbox at a time would both append it
+            for owner, (held, until) in list(self._ended.items()):
+                try:
+                    self.guard.take_over(owner, held)
+                except (LedgerUnavailable, StoreUnavailable):
+                    continue  # tried again with the next step, or by the next start
+                if time.monotonic() > until:
+                    self._ended.pop(owner, None)
 
     # The ledger
 
