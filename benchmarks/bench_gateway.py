@@ -1,12 +1,13 @@
 """honmaru's gateway beside moto_server: the same requests, in one go, on the same machine.
 
 honmaru checks signatures, IAM and labels, writes every request to its ledger before it answers, and keeps its state on
-disk; it runs with TLS off and with TLS on. moto_server checks nothing and keeps everything in memory. The client is a
+disk; it runs with TLS off, with TLS on, and with TLS off and several workers (CPU and memory then are those of all of
+its processes). moto_server checks nothing and keeps everything in memory. The client is a
 raw keep-alive client in a process of its own (`gateway_client.py`), its requests are signed ahead. CPU is user and
 system time of the server's process, every thread of it. moto_server ends each connection after one answer, so its
 client connects anew each time; that is left out of nothing, for its users pay it too.
 
-    python benchmarks/bench_gateway.py [--seconds S] [--directory DIR] [--only NAME] [--soak S]
+    python benchmarks/bench_gateway.py [--seconds S] [--directory DIR] [--only NAME] [--soak S] [--workers N]
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ def honmaru(directory: Path, *, tls: bool, extra: tuple[str, ...]) -> Iterator[S
     enclave = LiveEnclave(directory, "us-gov-west-1", http=not tls).up(*extra)
     try:
         keys = enclave.credentials()
+        workers = extra[extra.index("--workers") + 1] if "--workers" in extra else ""
         yield Site(
-            f"honmaru {'TLS' if tls else 'http'}",
+            f"honmaru {'TLS' if tls else 'http'}{f' ×{workers}' if workers else ''}",
             enclave.endpoint,
             enclave.region,
             keys["access_key_id"],
@@ -152,6 +154,7 @@ def main() -> None:
     parser.add_argument(
         "--soak-rate", type=float, default=0.0, metavar="N", help="requests/s of the soak (0: all it can)"
     )
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="of the third run (default 2; 0: none)")
     parser.add_argument("--no-moto", action="store_true", help="leave moto_server out")
     parser.add_argument("--no-tls", action="store_true", help="leave honmaru with TLS out")
     arguments = parser.parse_args()
@@ -175,6 +178,9 @@ def run(root: Path, arguments: argparse.Namespace) -> None:
     makers: list[Any] = [lambda: honmaru(root / "http", tls=False, extra=())]
     if not arguments.no_tls:
         makers.append(lambda: honmaru(root / "tls", tls=True, extra=()))
+    if arguments.workers:
+        beside = ("--workers", str(arguments.workers))
+        makers.append(lambda: honmaru(root / "workers", tls=False, extra=beside))
     if not arguments.no_moto:
         makers.append(moto)
     for make in makers:
@@ -205,6 +211,10 @@ def conclude(rows: dict[tuple[str, str], dict[str, Any]], at_start: dict[str, fl
             f"{operation.name:<32} honmaru/moto: requests per CPU second {times[-1]:.1f}{beside}, "
             f"requests/s {ours['per_s'] / peer['per_s']:.1f}"
         )
+    for (name, site), row in rows.items():
+        alone = rows.get((name, "honmaru http"))
+        if "×" in site and alone is not None:
+            print(f"{name:<32} {site.rpartition('×')[2]} workers/1: requests/s {row['per_s'] / alone['per_s']:.2f}")
     print(f"resident after the layout: {', '.join(f'{name} {size:.0f} MB' for name, size in at_start.items())}")
     if soaked:
         print(soaked)
@@ -212,7 +222,7 @@ def conclude(rows: dict[tuple[str, str], dict[str, Any]], at_start: dict[str, fl
               if o.simple and o.name == name]  # fmt: skip
     secure = [row["cpu_ms"] for (name, site), row in rows.items() if site == "honmaru TLS" for o in OPERATIONS
               if o.simple and o.name == name]  # fmt: skip
-    sizes = [row["rss_bytes"] / 1e6 for (_, site), row in rows.items() if site.startswith("honmaru")]
+    sizes = [row["rss_bytes"] / 1e6 for (_, site), row in rows.items() if site in ("honmaru http", "honmaru TLS")]
     parts = []
     if simple:
         parts.append(f"simple requests {min(simple):.2f} to {max(simple):.2f} ms CPU (aim {AIM_CPU_MS})")

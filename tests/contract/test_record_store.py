@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from honmaru.core.errors import Conflict, StoreUnavailable
+from honmaru.core.errors import ConfigurationFault, Conflict, StoreUnavailable
 from honmaru.ports.records import Absence, Create, Delete, OutboxEntry, Presence, Row, Update
 from honmaru.stores.records_sql import SqlRecordStore
 
@@ -352,3 +352,74 @@ def test_lists_stay_fast_over_many_records(store: SqlRecordStore) -> None:
     began = time.monotonic()
     rows = store.list("1", "s3", "object", [LOW], prefix="b/", after=f"b/{count // 2:08}", limit=100)
     assert len(rows) == 100 and time.monotonic() - began < 0.5
+
+
+def test_counts_of_changes_go_up_with_the_change_that_raises_them_and_not_without(
+    store: SqlRecordStore, store_url: str
+) -> None:
+    other = SqlRecordStore(store_url)
+    store.apply([create("a")])
+    assert other.changes() == {}
+    store.apply([create("b")], raised="iam")
+    other.apply([create("c")], raised="iam")
+    other.apply([create("d")], raised="s3")
+    assert store.changes() == other.changes() == {"iam": 2, "s3": 1}
+    with pytest.raises(Conflict):
+        store.apply([create("a")], raised="iam")
+    assert store.changes() == {"iam": 2, "s3": 1}
+    other.close()
+
+
+def test_concurrent_changes_are_all_counted(store: SqlRecordStore, store_url: str) -> None:
+    stores = [store, SqlRecordStore(store_url)]
+
+    def work(number: int) -> None:
+        for turn in range(10):
+            stores[number % 2].apply([create(f"{number}/{turn}")], raised="iam")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.changes() == {"iam": 40}
+    stores[1].close()
+
+
+def test_the_outbox_is_asked_by_owner(store: SqlRecordStore) -> None:
+    owners = ("", "aaaaaaaa:", "bbbbbbbb:")
+    for number, owner in enumerate(owners):
+        uuid_like = f"0000000{number}-0000-4000-8000-000000000000"
+        store.apply([create(str(number))], [OutboxEntry(owner + uuid_like, LOW, b"{}")])
+
+    def numbers(**asked: Any) -> list[str]:
+        return [entry.id[-36:][7] for entry in store.outbox(**asked)]
+
+    assert numbers() == ["0", "1", "2"]
+    assert numbers(owner="") == ["0"]
+    assert numbers(owner="bbbbbbbb") == ["2"]
+    assert numbers(but=["aaaaaaaa"]) == ["0", "2"]
+    assert numbers(but=["aaaaaaaa", "bbbbbbbb"]) == ["0"]
+
+
+def test_one_enclave_at_a_time_holds_a_shared_database(store: SqlRecordStore, store_url: str) -> None:
+    if store_url.startswith("sqlite"):
+        pytest.skip("a SQLite file belongs to its data directory, which has a lock of its own")
+    store.hold()
+    other = SqlRecordStore(store_url)
+    with pytest.raises(ConfigurationFault, match="another enclave serves from this database"):
+        other.hold()
+    assert store.held() and not other.held()
+    store.close()
+    other.hold()
+    assert other.held()
+    with other._database._engine.begin() as connection:  # type: ignore[attr-defined]
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND database = "
+            "(SELECT oid FROM pg_database WHERE datname = current_database())"
+        )
+    assert other.held(), "a lost connection is taken up again while nobody else holds the database"
+    third = SqlRecordStore(store_url)
+    assert not third.held()
+    third.close()
+    other.close()

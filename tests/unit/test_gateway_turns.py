@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from honmaru.core.errors import Throttled
 from honmaru.gateway.connections import Connections
 from honmaru.gateway.rates import Rates
 from honmaru.gateway.reading import Budget
+from honmaru.gateway.shared_rates import SharedRates, shared_memory
 from honmaru.gateway.turns import Turns
 from honmaru.gateway.workers import Landed, Workers
 
@@ -155,6 +157,42 @@ def test_buckets_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(rates._buckets) <= 100
     with pytest.raises(Throttled):
         rates.take(999, 1.0)
+
+
+def processes(per_s: float, burst: float) -> tuple[SharedRates, SharedRates]:
+    """The same buckets as two processes have them."""
+    memory = shared_memory(tables=2)
+    return SharedRates(per_s, burst, memory, 1), SharedRates(per_s, burst, os.dup(memory), 1)
+
+
+def test_processes_count_one_rate_together() -> None:
+    one, other = processes(10, 20)
+    for number in range(20):
+        (one, other)[number % 2].take("a", 0.0)
+    for rates in (one, other):
+        with pytest.raises(Throttled):
+            rates.take("a", 0.05)
+    other.take("a", 0.11)
+    with pytest.raises(Throttled):
+        one.take("a", 0.11)
+    one.take("b", 0.11)
+    one.take(None, 0.11)
+    SharedRates(0, 0, shared_memory(1), 0).take("a", 0.0)  # no limit
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 30), st.floats(0, 0.5)), max_size=60))
+def test_shared_buckets_refuse_what_buckets_of_one_process_refuse(asked: list[tuple[int, int, float]]) -> None:
+    alone, together, now = Rates(3, 6), processes(3, 6), 0.0
+    for process, holder, later in asked:
+        now += later
+        outcomes = []
+        for rates in (alone, together[process]):
+            try:
+                rates.take(holder, now)
+                outcomes.append("taken")
+            except Throttled:
+                outcomes.append("refused")
+        assert outcomes[0] == outcomes[1]
 
 
 # Connections

@@ -7,20 +7,17 @@ Invariants:
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import shutil
-import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from honmaru.api.models import SERVICES
-from honmaru.app import process, run_files
+from honmaru.app import run_files
 from honmaru.app.background import Background, Step
-from honmaru.app.backup import forget_stage
+from honmaru.app.fixed_facts import bubblewrap, fixed_facts
 from honmaru.app.issuer_keys import LocalIssuerKeys
 from honmaru.app.measurements import measurements
 from honmaru.app.operator import OperatorServer, operator_entry
@@ -28,13 +25,15 @@ from honmaru.app.quantum import Quantum, quantum_environment
 from honmaru.app.quotas import NAMES, quotas
 from honmaru.app.runtime import SystemClock, SystemIds
 from honmaru.app.service_deliveries import ServiceDeliveries
-from honmaru.app.settings import DEFAULT_REGION, Settings
+from honmaru.app.settings import Settings
 from honmaru.app.tag_sources import tag_sources
 from honmaru.app.traces import SpanFiles
-from honmaru.app.unsealing import Unsealed, no_core_dumps, ring_of, unseal
+from honmaru.app.unsealing import Unsealed, ring_of
 from honmaru.app.usage import EVERY_S as USAGE_EVERY_S
 from honmaru.app.usage import Usage
-from honmaru.core.errors import ConfigurationFault, HonmaruError
+from honmaru.app.workers.fleet import Fleet
+from honmaru.app.workers.lent import Lent
+from honmaru.core.errors import HonmaruError
 from honmaru.core.labels import BOTTOM, Label
 from honmaru.core.partitions import partition_of
 from honmaru.core.sessions import Session
@@ -44,7 +43,9 @@ from honmaru.deployments.placement import Placement
 from honmaru.executors.local import LocalExecutor
 from honmaru.executors.local.accelerators import LocalAccelerators
 from honmaru.gateway.app import Gateway, Limits
+from honmaru.gateway.links import Forwarder
 from honmaru.gateway.meters import RequestMeter
+from honmaru.gateway.news import News
 from honmaru.gateway.server import serve
 from honmaru.gateway.spans import Tracer
 from honmaru.jobs.async_invocation import AsyncInvocation
@@ -99,29 +100,45 @@ from honmaru.stores.records_sql import SqlRecordStore
 
 _LOG = logging.getLogger("honmaru")
 _SWEEP_EVERY_S = 6 * 3600.0
+_HOLD_EVERY_S = 2.0
 
 
 class Enclave:
     """Everything of one enclave, joined. Construct, then `start`; `close` stops it."""
 
-    def __init__(self, settings: Settings, unsealed: Unsealed | None = None) -> None:
-        """Raises ConfigurationFault. `unsealed` opens the root key where it is sealed."""
+    def __init__(self, settings: Settings, unsealed: Unsealed | None = None, lent: Lent | None = None) -> None:
+        """Raises ConfigurationFault. `unsealed` opens the root key where it is sealed. A worker process is `lent` what
+        there is once: it makes the same decisions from the same parts, and starts none that works by itself."""
         data = settings.data
         self.settings = settings
         self.clock = SystemClock()
         self.ids = SystemIds()
-        self.region, self.account = _fixed_facts(settings, self.ids)
+        self.region, self.account = fixed_facts(settings, self.ids)
         self.partition = partition_of(self.region)
         keys = data / "keys"
         private_directory(keys)
         self.records = SqlRecordStore(settings.database or f"sqlite:///{data / 'records.sqlite'}")
-        self.blobs = ObstoreBlobStore(settings.blobs or str(data / "blobs"))
+        self.blobs = ObstoreBlobStore(settings.blobs or str(data / "blobs"), writer=lent.owner if lent else "")
+        self.fleet = Fleet(self, unsealed) if lent is None and settings.workers > 1 else None
         keyring = self.keyring = Keyring(ring_of(data), self.ids.secret, unsealed.key if unsealed else None)
         keyring.check()
-        self.ledger = Ledger(
-            data / "ledger", heads=keys / "ledger", clock=self.clock, secret=self.ids.secret, kept=keyring.kept
+        if lent is None:
+            self.records.hold()
+            self.ledger = Ledger(
+                data / "ledger", heads=keys / "ledger", clock=self.clock, secret=self.ids.secret, kept=keyring.kept
+            )
+        else:  # what reads the ledger is never carried out by a worker
+            self.ledger = cast(Ledger, lent.ledger)
+        self.guard = Guard(
+            self.records,
+            self.blobs,
+            keyring,
+            self.ledger,
+            self.clock,
+            self.ids,
+            owner=lent.owner if lent else "",
+            peers=lent.blobs if lent else self.fleet,
         )
-        self.guard = Guard(self.records, self.blobs, keyring, self.ledger, self.clock, self.ids)
         self.identity = Identity(
             self.guard,
             partition=self.partition.name,
@@ -134,7 +151,7 @@ class Enclave:
         )
         quantum = quantum_environment()
         self.environments = Environments(data / "environments.json", quantum=quantum)
-        self.executor = LocalExecutor(data / "executor", bwrap=_bwrap())
+        self.executor = LocalExecutor(data / "executor", bwrap=bubblewrap())
         key_vault = KeyVault(keyring, self.ids)
         commits = BucketCommits(KmsKeys(key_vault))
         buckets = S3Buckets(self.guard, self.identity, self.ledger, self.clock, self.ids, commits)
@@ -242,6 +259,8 @@ class Enclave:
         self.limits = Limits(
             principal_requests_s=settings.principal_requests_s, account_requests_s=settings.account_requests_s
         )
+        if settings.workers > 1:
+            self.limits = replace(self.limits, unverified_bytes=max(64 << 20, self.limits.unverified_bytes // 2))
         carried: tuple[Provider, ...] = (
             Kms(key_vault, self.ledger),
             Sts(self.identity),
@@ -302,8 +321,11 @@ class Enclave:
                 Step("client tokens", idempotency.FORGET_EVERY_S, self._forget_client_tokens),
                 Step("last use of keys", USES_EVERY_S, self.identity.write_uses),
                 Step("sweep of orphan blobs", _SWEEP_EVERY_S, self._sweep),
+                Step("hold of the database", _HOLD_EVERY_S, self._keep_hold),
+                *(() if self.fleet is None else (Step("what workers left", 1.0, self.fleet.take_over),)),
             ),
         )
+        prompt = not (settings.database or "").startswith("postgresql")
         self.gateway = Gateway(
             providers=self.providers,
             identity=self.identity,
@@ -313,7 +335,10 @@ class Enclave:
             ids=self.ids,
             region=self.region,
             partition=self.partition.name,
-            prompt_reads=not (settings.database or "").startswith("postgresql"),
+            prompt_reads=prompt,
+            news=News(self.guard.catch_up, self.clock.monotonic, prompt=prompt) if settings.workers > 1 else None,
+            forwarder=Forwarder(lent.forward_to) if lent else None,
+            rates_memory=lent.rates_memory if lent else self.fleet.rates_memory if self.fleet else None,
             limits=self.limits,
             cache=data / "cache",
             cross_origin=CrossOrigin(self.guard),
@@ -375,6 +400,7 @@ class Enclave:
             "started": self.started.isoformat(timespec="seconds"),
             "ca": str(self.tls.ca) if self.tls else "",
             "hosts": self.hosts,
+            "workers": [] if self.fleet is None else self.fleet.describe(),
             "ledger": "writable" if self.ledger.writable else "not writable: requests are refused",
         }
 
@@ -404,16 +430,19 @@ class Enclave:
             announce(self.describe())
 
         try:
-            serve(
-                self.gateway,
-                host=self.settings.host,
-                port=self.settings.port,
-                certificate=self.tls.certificate if self.tls else None,
-                key=self.tls.key if self.tls else None,
-                limits=self.limits,
-                ready=ready,
-                stopping=self.stopping,
-            )
+            if self.fleet is not None:
+                self.fleet.serve(ready)
+            else:
+                serve(
+                    self.gateway,
+                    host=self.settings.host,
+                    port=self.settings.port,
+                    certificate=self.tls.certificate if self.tls else None,
+                    key=self.tls.key if self.tls else None,
+                    limits=self.limits,
+                    ready=ready,
+                    stopping=self.stopping,
+                )
         finally:
             run_files.withdraw(self.settings.data)
             operator.close()
@@ -428,6 +457,12 @@ class Enclave:
             self.batch_servers.close()
             self.ledger.close()
             self.records.close()
+
+    def _keep_hold(self) -> None:
+        """Nobody serves from a database that another enclave may serve from."""
+        if not self.records.held():
+            _LOG.error("another enclave holds this database: this one stops")
+            self.stopping.set()
 
     def _sweep(self, alone: bool = False) -> None:
         """Free what a crash left behind in the blob store; ends early when the enclave is about to stop."""
@@ -444,55 +479,3 @@ class Enclave:
             self._sweep(alone=True)
         except HonmaruError as fault:
             _LOG.error("the sweep of orphan blobs deleted nothing: %s; see `honmaru doctor`", type(fault).__name__)
-
-
-def _bwrap() -> str:
-    path = shutil.which("bwrap")
-    if path is None:
-        raise ConfigurationFault(
-            ["bubblewrap is not installed, so no job could be isolated: apt-get install bubblewrap"]
-        )
-    return path
-
-
-def _fixed_facts(settings: Settings, ids: SystemIds) -> tuple[str, str]:
-    """Region and account of this data directory, chosen by its first start."""
-    path = settings.data / "enclave.json"
-    if path.exists():
-        facts = json.loads(path.read_text())
-        if settings.region not in (None, facts["region"]):
-            raise ConfigurationFault(
-                [
-                    (
-                        f"{settings.data} holds an enclave of {facts['region']}, not {settings.region}: "
-                        "leave --region out, or name another directory with --data"
-                    )
-                ]
-            )
-        return facts["region"], facts["account"]
-    account = str(100_000_000_000 + int.from_bytes(ids.secret(8)) % 900_000_000_000)
-    facts = {"region": settings.region or DEFAULT_REGION, "account": account}
-    temporary = path.with_suffix(".new")
-    temporary.write_text(json.dumps(facts))
-    temporary.replace(path)
-    return facts["region"], facts["account"]
-
-
-def run_enclave(settings: Settings, announce: Callable[[dict[str, Any]], None]) -> int:
-    """Become the enclave of a data directory until SIGTERM or SIGINT. Raises ConfigurationFault before it answers."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
-    settings.data.chmod(0o700)
-    process.make_room()
-    no_core_dumps()
-    with run_files.take_lock(settings.data):
-        forget_stage(settings.data)
-        unsealed = unseal(settings.data, required=settings.sealed, announce=announce)
-        enclave = Enclave(settings, unsealed)
-        if unsealed is not None:
-            enclave.note_unsealing(unsealed)
-        process.settle()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: enclave.stopping.set())
-        enclave.run(announce)
-    return 0

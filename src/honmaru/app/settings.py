@@ -17,6 +17,7 @@ from honmaru.core.partitions import partition_of
 
 DEFAULT_REGION = "us-gov-west-1"
 DEFAULT_PORT = 8443
+MOST_WORKERS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,9 @@ class Settings:
     traces_label: str = ""
     """The highest label whose spans a collector is told; the lowest when left out."""
 
+    workers: int = 1
+    """Processes that answer requests. With more than one, a further process keeps the ledger and all that is once."""
+
     sealed: bool = False
     """Refuse to start unless the root key is sealed; a sealed one waits for `honmaru unseal` in any case."""
 
@@ -61,6 +65,8 @@ class Settings:
             problems.append("--real-hostnames needs TLS, for clients ask AWS's names over https: leave out --http")
         if min(self.principal_requests_s, self.account_requests_s) < 0:
             problems.append("a rate of requests is below 0; use 0 for no limit")
+        if not 1 <= self.workers <= MOST_WORKERS:
+            problems.append(f"{self.workers} workers cannot serve: use 1 to {MOST_WORKERS}, one for each core or fewer")
         if not 0 <= self.port <= 65535:
             problems.append(f"port {self.port} is outside 0..65535")
         if self.data.exists() and not self.data.is_dir():

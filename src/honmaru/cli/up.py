@@ -33,6 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--http", action="store_true", help="plain http instead of TLS, on loopback only")
     parser.add_argument("--database", metavar="URL", help="postgresql://... (default: SQLite in the data directory)")
     parser.add_argument("--blobs", metavar="URL", help="object store URL (default: a directory in the data directory)")
+    says = "processes that answer requests (default 1); more of them use more cores"
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help=says)
     parser.add_argument("--model-idle", type=float, default=600.0, metavar="S", help="stop an idle model server after")
     for holder, rate in (("principal", 5_000.0), ("account", 20_000.0)):
         says = f"requests/s of one {holder} at one label (default {rate:,.0f}; 0 for no limit)"
@@ -58,13 +60,14 @@ def run(args: argparse.Namespace) -> int:
         traces=args.traces,
         traces_label=args.traces_label,
         sealed=args.sealed,
+        workers=args.workers,
         principal_requests_s=args.principal_rate,
         account_requests_s=args.account_rate,
     )
     settings.check()
     if args.detach:
         return _detach(settings, as_json=args.json)
-    from honmaru.app.enclave import run_enclave
+    from honmaru.app.starting import run_enclave
 
     return run_enclave(settings, announce=lambda facts: _announce(facts, as_json=args.json))
 
@@ -110,6 +113,7 @@ def _detach(settings: Settings, *, as_json: bool) -> int:
     command += ["--model-idle", str(settings.model_idle_s)]
     command += ["--principal-rate", str(settings.principal_requests_s)]
     command += ["--account-rate", str(settings.account_requests_s)]
+    command += ["--workers", str(settings.workers)]
     for flag, value in (
         ("--region", settings.region),
         ("--database", settings.database),
@@ -127,7 +131,8 @@ def _detach(settings: Settings, *, as_json: bool) -> int:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/", env=os.environ
         )
-    deadline = time.monotonic() + _START_TIMEOUT_S
+    limit_s = _START_TIMEOUT_S * (1 if settings.workers == 1 else 2)
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if (facts := published(settings.data)) and facts["pid"] == child.pid:
             _announce(facts, as_json=as_json)
@@ -136,4 +141,4 @@ def _detach(settings: Settings, *, as_json: bool) -> int:
             said = errors.read_bytes()[offset:].decode(errors="replace").strip().splitlines()
             raise ConfigurationFault([line.removeprefix("honmaru: ") for line in said[-5:]] or ["it ended at once"])
         time.sleep(0.05)
-    raise ConfigurationFault([f"the enclave does not answer after {_START_TIMEOUT_S:.0f} s; see {errors}"])
+    raise ConfigurationFault([f"the enclave does not answer after {limit_s:.0f} s; see {errors}"])

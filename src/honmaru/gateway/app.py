@@ -11,10 +11,12 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import logging
+import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,9 @@ from honmaru.gateway.aws.preflight import PreflightWire
 from honmaru.gateway.aws.wire import AwsWire
 from honmaru.gateway.exchange import Exchange, Receive, Scope, Send
 from honmaru.gateway.limits import Limits
+from honmaru.gateway.links import Forwarder
 from honmaru.gateway.meters import RequestMeter
+from honmaru.gateway.news import News
 from honmaru.gateway.openai import OpenAiWire
 from honmaru.gateway.pipeline import AuditLog, Authority, ClientGone, Pipeline, gone
 from honmaru.gateway.scrape import ScrapeWire
@@ -45,6 +49,12 @@ from honmaru.security.page_tokens import PageTokens
 __all__ = ["Gateway", "Limits"]
 
 _LOG = logging.getLogger("honmaru.gateway")
+_BARE_FORM = re.compile(rb"Action=([A-Za-z]{1,128})&Version=[0-9-]{10}")
+"""A form that can be read in one way only. What has members beside its action is read by who carries it out."""
+
+
+class _HandedOver(Exception):
+    """The request was answered by the enclave's first process."""
 
 
 class Gateway:
@@ -60,6 +70,9 @@ class Gateway:
         prompt_reads: See `Pipeline`.
         meter: Counts requests; one of its own when left out.
         tracer: Tells what happened in each request; None for nobody.
+        news: What other processes of the enclave changed; None where there are none.
+        forwarder: Of a worker process: the way of what it may not carry out itself. None for the first process.
+        rates_memory: What processes share to count requests (`shared_rates.shared_memory`); None for one process.
     Raises:
         ConfigurationFault: A provider and the service model disagree; every disagreement is listed.
     """
@@ -82,6 +95,9 @@ class Gateway:
         prompt_reads: bool = True,
         meter: RequestMeter | None = None,
         tracer: Tracer | None = None,
+        news: News | None = None,
+        forwarder: Forwarder | None = None,
+        rates_memory: int | None = None,
     ) -> None:
         self.models = ServiceModels(cache, SERVICES)
         self.limits = limits
@@ -98,7 +114,11 @@ class Gateway:
             region=region,
             limits=limits,
             prompt_reads=prompt_reads,
+            news=news,
+            whole=forwarder is None,
+            rates_memory=rates_memory,
         )
+        self._forwarder = forwarder
         self._preflights = PreflightWire(pipeline, region=region, partition=partition, pages=pages, rules=cross_origin)
         self.meter = meter or RequestMeter(identity.account)
         self._tracer = tracer
@@ -116,14 +136,21 @@ class Gateway:
     def handlers(self, wire: Wire) -> tuple[Handler, ...]:
         """The life of a request that came over `wire`."""
         pipeline = self.pipeline
+        keep_up = pipeline.keep_up
+        if self._forwarder is not None and wire is not self.wires[-1]:
+            return (self._hand_over,)
         if wire is self._preflights:  # a browser asks whether it may ask: no operation, nothing is changed
-            return (wire.identify, pipeline.admit, wire.claim, self._preflights.decide, self.record, self.send)
+            decide = self._preflights.decide
+            return (wire.identify, pipeline.admit, keep_up, wire.claim, decide, self.record, self.send)
         if wire is self._scrapes:  # Prometheus asks for numbers: no operation, nothing is changed
             scrape = self._scrapes
-            return (wire.identify, pipeline.admit, wire.claim, pipeline.meter, scrape.show, self.record, self.send)
+            life = (wire.identify, pipeline.admit, keep_up, wire.claim, pipeline.meter, scrape.show)
+            return (*life, self.record, self.send)
         return (
             wire.identify,  # which service, protocol, operation?
+            *(() if self._forwarder is None else (self._hand_over_what_is_not_ours,)),
             pipeline.admit,  # no audit, no answer
+            keep_up,  # what did other processes change?
             wire.claim,  # who says so? scope, clock, key, signature over the headers
             wire.receive,  # the body, or the stream that will read it
             wire.verify,  # the body is what was signed
@@ -131,6 +158,7 @@ class Gateway:
             pipeline.take_turn,  # whose turn is it?
             wire.parse,  # members, checked against the service model
             pipeline.check_label_tags,  # does the caller expect this label?
+            keep_up,  # the body may have been long in coming
             pipeline.authorize,  # IAM: may this principal do this on this resource?
             pipeline.dispatch,  # the operation itself, behind the guard
             wire.serialise,  # members → wire
@@ -153,6 +181,7 @@ class Gateway:
         exchange.budget = pipeline.budget
         wire = exchange.wire = self._wire(exchange)
         begun = self._clock.monotonic()
+        handed_over = False
         trace = None if self._tracer is None else self._tracer.begin(exchange)
         try:
             if trace is not None:
@@ -162,6 +191,8 @@ class Gateway:
                 pending = handler(exchange)
                 if pending is not None:
                     await pending
+        except _HandedOver:
+            handed_over = True
         except Exception as error:
             if exchange.started:
                 _LOG.error("request %s failed while it was answered: %s", exchange.request_id, type(error).__name__)
@@ -169,8 +200,9 @@ class Gateway:
             await self._refuse(exchange, wire, error)
         finally:
             pipeline.give_turn_back(exchange)
-            self.meter.observe(exchange, self._clock.monotonic() - begun)
-            if trace is not None:
+            if not handed_over:  # whoever answered it counts it
+                self.meter.observe(exchange, self._clock.monotonic() - begun)
+            if trace is not None and not handed_over:
                 trace.end()
             # What leads back to the exchange, or is large, must not wait for the collector of cycles.
             exchange.upload, exchange.members, exchange.error = None, {}, None
@@ -190,6 +222,33 @@ class Gateway:
             if signed:
                 return self.wires[-1]
         return next(wire for wire in self.wires if wire.owns(exchange))
+
+    # In a worker process
+
+    def _hand_over_what_is_not_ours(self, exchange: Exchange) -> Awaitable[None] | None:
+        """Has the first process answer what only it may carry out, before anything of it was decided here."""
+        operation, service = exchange.operation, exchange.service
+        if operation is not None:
+            return None if self.pipeline.anywhere(operation) else self._hand_over(exchange)
+        if exchange.routing_fault is not None:
+            return None  # nobody carries it out; the refusal is the same everywhere
+        if service is None or exchange.protocol != "query":
+            return self._hand_over(exchange)
+        ready = exchange.scope.get("honmaru.body")
+        body = None if ready is None else ready()
+        action = None if body is None else _BARE_FORM.fullmatch(body)
+        named = None if action is None else service.operations.get(action[1].decode("ascii"))
+        if named is None or not self.pipeline.anywhere(named):
+            return self._hand_over(exchange, body)
+        exchange.scope["honmaru.body"] = functools.partial(next, iter((body,)), None)
+        return None
+
+    async def _hand_over(self, exchange: Exchange, body: bytes | None = None) -> None:
+        """Has the first process answer the request. Always raises."""
+        if self._forwarder is None:
+            raise RuntimeError("the first process has nobody to hand a request to")
+        await self._forwarder.forward(exchange, body)
+        raise _HandedOver
 
     def close(self) -> None:
         """Waits for the running operations, then ends the worker threads."""

@@ -4,7 +4,8 @@ Invariants:
 - A reader is shown only series of its own account whose label its own dominates; of others not even a name.
 - Requests of nobody known are counted at the lowest label, as the ledger records them.
 - Names come from service models and error tables, never from a request's bytes: the number of series is bounded.
-- Counting takes a few microseconds and no lock: it happens on the event loop's thread only.
+- Counting takes a few microseconds and no lock: it happens on the event loop's thread only. What the processes of one
+  enclave counted is shown as one.
 
 Source: Prometheus text exposition format 0.0.4.
 """
@@ -61,6 +62,8 @@ class _Series:
 
 _Key = tuple[str, Label, str, str, str]
 """(account, label, service, operation, dialect)."""
+Row = tuple[list[str], dict[str, int], list[int], float]
+"""A series on its way to another process: key, codes, buckets, seconds."""
 
 
 class RequestMeter:
@@ -75,6 +78,8 @@ class RequestMeter:
         self._account = account
         self._measurements = measurements
         self._series: dict[_Key, _Series] = {}
+        self._elsewhere: dict[str, list[Row]] = {}
+        """What other processes counted so far, by process."""
         self.models = ModelMeter()
 
     def observe(self, exchange: Exchange, seconds: float) -> None:
@@ -100,9 +105,34 @@ class RequestMeter:
         if service is not None and service.name == MODELS:
             self.models.observe(exchange, seconds)
 
+    def rows(self) -> list[Row]:
+        """What was counted so far, for the enclave's first process. From any thread."""
+        return [
+            ([key[0], key[1].canonical, *key[2:]], dict(series.codes), list(series.buckets), series.total)
+            for key, series in list(self._series.items())
+        ]
+
+    def add(self, process: str, rows: list[Row]) -> None:
+        """What another process counted so far, in place of what it said before. From any thread."""
+        self._elsewhere[process] = rows
+
+    def keep(self, process: str) -> None:
+        """A process has ended: what it counted stays, in one with all that ended before."""
+        rows = self._elsewhere.pop(process, [])
+        series = _merged([*self._elsewhere.get("", []), *rows])
+        self._elsewhere[""] = [
+            ([key[0], key[1].canonical, *key[2:]], each.codes, each.buckets, each.total) for key, each in series.items()
+        ]
+
+    def _all(self) -> dict[_Key, _Series]:
+        """The series of all processes."""
+        if not self._elsewhere:
+            return dict(list(self._series.items()))
+        return _merged([*self.rows(), *(row for rows in list(self._elsewhere.values()) for row in rows)])
+
     def counts(self) -> dict[_Key, int]:
         """Requests so far by account, label, service, operation and dialect, for the platform's own accounting."""
-        return {key: series.count for key, series in list(self._series.items())}
+        return {key: series.count for key, series in self._all().items()}
 
     def text(self, reader: Reader) -> str:
         """The exposition for one reader."""
@@ -112,7 +142,7 @@ class RequestMeter:
         shown = sorted(
             (
                 (key, series)
-                for key, series in list(self._series.items())
+                for key, series in self._all().items()
                 if reader.account in ("", key[0]) and reader.label.dominates(key[1])
             ),
             key=lambda item: (item[0][0], item[0][1].canonical, *item[0][2:]),
@@ -146,6 +176,18 @@ class RequestMeter:
                 yield f"# HELP {each.name} {each.help}"
                 yield f"# TYPE {each.name} {each.kind}"
             yield f"{each.name}{_marked({'label': each.label.banner, **each.marks})} {each.value:g}"
+
+
+def _merged(rows: Iterable[Row]) -> dict[_Key, _Series]:
+    merged: dict[_Key, _Series] = {}
+    for (account, label, service, operation, dialect), codes, buckets, total in rows:
+        series = merged.setdefault((account, Label.decode(label), service, operation, dialect), _Series())
+        for code, count in codes.items():
+            series.codes[code] = series.codes.get(code, 0) + count
+        series.buckets = [one + other for one, other in zip(series.buckets, buckets, strict=True)]
+        series.count += sum(buckets)
+        series.total += total
+    return merged
 
 
 def _marks_of(key: _Key) -> dict[str, str]:

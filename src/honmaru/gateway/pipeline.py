@@ -35,11 +35,13 @@ from honmaru.core.sessions import Session
 from honmaru.gateway.exchange import Exchange
 from honmaru.gateway.label_tags import check_stated_labels
 from honmaru.gateway.limits import Limits
+from honmaru.gateway.news import News
 from honmaru.gateway.permissions import Question, questions, target_problems
 from honmaru.gateway.places import Places, holder_of
 from honmaru.gateway.rates import Rates
 from honmaru.gateway.reading import Budget
 from honmaru.gateway.request_tags import request_tags
+from honmaru.gateway.shared_rates import SharedRates
 from honmaru.gateway.turns import Turns
 from honmaru.gateway.workers import Landed, Workers
 from honmaru.ports.runtime import Clock, Ids
@@ -86,7 +88,7 @@ _Method = Callable[[Call, Mapping[str, Any]], Any]
 class _Bound:
     """A written operation: its method, whether it is asynchronous, and what it asks of IAM."""
 
-    __slots__ = ("asynchronous", "context", "method", "payload", "prompt", "questions")
+    __slots__ = ("anywhere", "asynchronous", "context", "method", "payload", "prompt", "questions")
 
     def __init__(self, provider: Provider, operation: Operation, method: _Method) -> None:
         self.method = method
@@ -94,6 +96,7 @@ class _Bound:
         self.questions: tuple[Question, ...] = questions(provider, operation)
         self.context = provider.context
         self.prompt = operation.name in provider.prompt
+        self.anywhere = operation.name in provider.anywhere
         self.payload = _payload(operation)
         # An operation that asks IAM by itself must do so before anything is repeated: it cares for its tokens itself.
         asked_here = operation.name not in provider.unauthorized
@@ -126,8 +129,13 @@ class Pipeline:
         region: str,
         limits: Limits,
         prompt_reads: bool = True,
+        news: News | None = None,
+        whole: bool = True,
+        rates_memory: int | None = None,
     ) -> None:
         """`prompt_reads`: the record store is on this machine, so that reading one record is no reason to wait.
+        `news`: what other processes changed; None where there are none. `whole`: this process carries out every
+        operation, not only those that any process may. `rates_memory`: where the buckets lie that processes share.
 
         Raises ConfigurationFault that lists every mistake of the providers.
         """
@@ -141,9 +149,15 @@ class Pipeline:
         self.limits = limits
         self._workers = Workers(limits.workers, "operation")
         self._turns = Turns(limits.workers, limits.workers_each, limits.queued, clock.monotonic)
-        self._principal_rates = Rates(limits.principal_requests_s, limits.principal_requests_s * limits.burst_s)
-        self._account_rates = Rates(limits.account_requests_s, limits.account_requests_s * limits.burst_s)
+        self._principal_rates, self._account_rates = (
+            Rates(per_s, per_s * limits.burst_s)
+            if rates_memory is None
+            else SharedRates(per_s, per_s * limits.burst_s, rates_memory, table)
+            for table, per_s in enumerate((limits.principal_requests_s, limits.account_requests_s))
+        )
         self._prompt_reads = prompt_reads
+        self._news = news
+        self._whole = whole
         self.budget = Budget(limits.unverified_bytes)
         self._upload_pool = ThreadPoolExecutor(limits.uploads, thread_name_prefix="upload")
         self._uploads = Places(limits.uploads, limits.uploads_each)
@@ -169,6 +183,15 @@ class Pipeline:
         """Raises LedgerUnavailable while the ledger cannot be written."""
         if not self.ledger.writable:
             raise LedgerUnavailable("The audit ledger cannot be written. Requests are refused until it can.")
+
+    def keep_up(self, _exchange: Exchange) -> Awaitable[None] | None:
+        """Learns what other processes changed, where that was not asked a moment ago. Raises StoreUnavailable."""
+        return None if self._news is None else self._news.fresh()
+
+    def anywhere(self, operation: Operation) -> bool:
+        """Whether every process of the enclave may carry out an operation."""
+        bound = self._bound.get(operation)
+        return bound is not None and bound.anywhere
 
     def needs_no_signature(self, operation: Operation) -> bool:
         """Whether what the operation carries is its own proof (an identity token).
@@ -237,6 +260,8 @@ class Pipeline:
                 f"Operation {operation.name} of service {operation.service.name} is not implemented in this version "
                 "of honmaru; nothing was done"
             )
+        if not (self._whole or bound.anywhere):
+            raise RuntimeError(f"{operation.name} is for the enclave's first process")
         self.identity.note_use(session, operation.service.name)
         context = bound.context(operation.name, exchange.members)
         tags = request_tags(exchange.members)
@@ -344,6 +369,8 @@ class Pipeline:
 
     def close(self) -> None:
         """Waits for the running operations."""
+        if self._news is not None:
+            self._news.close()
         self._upload_pool.shutdown(wait=True)
         self._workers.close()
 

@@ -11,7 +11,7 @@ import errno
 import socket
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import uvloop
@@ -19,6 +19,7 @@ import uvloop
 from honmaru.core.errors import ConfigurationFault
 from honmaru.gateway.http import Application, Connection, Server
 from honmaru.gateway.limits import Limits
+from honmaru.gateway.links import serve_links
 
 _POLL_S = 0.1
 _BACKLOG = 1024
@@ -35,10 +36,12 @@ def serve(
     ready: Callable[[int], None],
     stopping: threading.Event,
     grace_s: float = 10.0,
+    listener: socket.socket | None = None,
 ) -> None:
     """Serve `app` on one address until `stopping` is set.
 
     Args:
+        listener: What `listeners` made for this process; without one, the address is bound here.
         port: 0 takes a free one; `ready` is called with the real one once connections are accepted.
         certificate, key: PEM files; None for plain HTTP, on a loopback address only.
     Raises:
@@ -46,13 +49,44 @@ def serve(
     """
     if certificate is None and host not in ("127.0.0.1", "::1", "localhost"):
         raise ConfigurationFault([f"plain HTTP is served on a loopback address only, not on {host}: leave out --http"])
-    listener = _listen(host, port)
+    listener = listener or _listen(host, port)
     context = None if certificate is None else _tls(certificate, key)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(app, listener, context, limits, ready, stopping, grace_s))
     finally:
         listener.close()
+
+
+def serve_forwarded(
+    app: Application,
+    *,
+    path: Path,
+    started: Callable[[], Collection[int]],
+    ready: Callable[[], None],
+    stopping: threading.Event,
+) -> None:
+    """Serve what worker processes forward, until `stopping` is set. See `links.serve_links`."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve_links(app, path, started, ready, stopping))
+
+
+def listeners(host: str, port: int, count: int) -> list[socket.socket]:
+    """Sockets of one address for several processes: the kernel spreads new connections over them. Whoever keeps one
+    open keeps what waits in it, also while nobody accepts. Raises ConfigurationFault."""
+    # Sockets that share an address would share it with another enclave's too: so it must be free for one that does not.
+    probe = _listen(host, port)
+    port = probe.getsockname()[1]
+    probe.close()
+    made: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            made.append(_listen(host, port, shared=True))
+    except ConfigurationFault:
+        for listener in made:
+            listener.close()
+        raise
+    return made
 
 
 async def _run(
@@ -94,9 +128,11 @@ async def _run(
         await asyncio.wait(shared.tasks, timeout=1.0)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listener.bind((host, port))
     except OSError as error:

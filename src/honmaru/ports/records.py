@@ -8,6 +8,7 @@ Invariants, which the contract suite checks on every implementation:
 - A create of an existing identity, and an update or delete whose `version` is not the stored one, raise Conflict.
 - Conditions of an `apply` hold in the same instant as its changes, against any other process too.
 - What `apply` returned from is durable.
+- Whoever asks for `changes` after an `apply` that raised a count has returned, in any process, sees the raised count.
 """
 
 from __future__ import annotations
@@ -92,11 +93,16 @@ class Absence:
 
 
 Condition = Presence | Absence
+OWNER = 8
+"""Characters of the name of a writer of the outbox."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutboxEntry:
-    """A ledger entry that was committed together with the change it describes. `payload` is canonical JSON."""
+    """A ledger entry that was committed together with the change it describes. `payload` is canonical JSON.
+
+    `id` may begin with the writer whose it is: `OWNER` characters and a colon. Without, it is the enclave's own.
+    """
 
     id: str
     label: str
@@ -138,12 +144,18 @@ class RecordStore(Protocol):
         outbox: Sequence[OutboxEntry] = (),
         confirmed: Collection[str] = (),
         conditions: Sequence[Condition] = (),
+        raised: str = "",
     ) -> builtins.list[Row]:
         """Apply all changes in one transaction; returns the records as stored (a deleted one as it was).
 
         A condition that does not hold is a Conflict, and nothing was changed. `confirmed` names older outbox entries
-        that the ledger holds durably: forgetting them rides along for free.
+        that the ledger holds durably: forgetting them rides along for free. `raised` names a count of `changes` that
+        goes up by one.
         """
+        ...
+
+    def changes(self) -> dict[str, int]:
+        """How often each count was raised: what tells other processes that they must ask again."""
         ...
 
     def scan(self) -> Iterator[Row]:
@@ -159,8 +171,11 @@ class RecordStore(Protocol):
         was stored when it read; the same object is given until a label is added."""
         ...
 
-    def outbox(self, limit: int = 1000) -> builtins.list[OutboxEntry]:
-        """Entries not yet confirmed to be in the ledger, oldest first."""
+    def outbox(
+        self, limit: int = 1000, *, owner: str | None = None, but: Collection[str] = ()
+    ) -> builtins.list[OutboxEntry]:
+        """Entries not yet confirmed to be in the ledger, oldest first: of one owner ("" for the enclave itself), or of
+        all `but` some."""
         ...
 
     def confirm(self, ids: Collection[str]) -> None:

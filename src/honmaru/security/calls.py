@@ -211,6 +211,11 @@ class Provider:
     """Operations that touch no store, or read a few records by name and nothing else: where the record store is on
     this machine they run on the event loop itself, because a thread would cost more than they do."""
 
+    anywhere: ClassVar[frozenset[str]] = frozenset()
+    """Operations that every process of an enclave may carry out: they use records, blobs, identity and keys, rely on
+    conditions of records rather than on locks, and keep nothing in memory that another process would have to know. All
+    others are carried out by the enclave's first process."""
+
     unauthorized: ClassVar[frozenset[str]] = frozenset()
     """Operations that any authenticated principal may call (sts:GetCallerIdentity)."""
 

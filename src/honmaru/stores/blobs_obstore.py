@@ -4,7 +4,7 @@ Invariants (beside those of the port, `ports.blobs`):
 - obstore's local `put` does not call fsync (seen with strace, obstore 0.12), so a local write is done here: written
   to a temporary file, fsynced, renamed, and the directory fsynced before `write` returns. Local reads are done here
   too: a read is three system calls, and obstore's way through its own threads costs many times that.
-- Temporary files of a crashed process are deleted at start and never listed.
+- Temporary files of a crashed process are deleted at start (`forget` deletes those of one of several) and never listed.
 - If the chunks raise, nothing is stored.
 - What a remote store refuses or does not answer is StoreUnavailable; what it does not have is FileNotFoundError.
 """
@@ -39,13 +39,15 @@ class ObstoreBlobStore:
             settings of the remote store as obstore names them; keys, which are secret, it takes from `options` or from
             the variables that every client of that store reads (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY).
         options: Further settings; they win.
+        writer: Which of several processes this is; "" for the first one, which starts before all others.
     """
 
-    def __init__(self, location: str | Path, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, location: str | Path, options: Mapping[str, Any] | None = None, *, writer: str = "") -> None:
         from obstore import store as stores
 
         self._store: ObjectStore
         self._directory: Path | None = None
+        self._mark = f"{writer}-" if writer else ""
         if isinstance(location, str) and "://" in location and not location.startswith("file://"):
             url, _, query = location.partition("?")
             stated = {**dict(parse_qsl(query)), **(options or {})}
@@ -63,9 +65,18 @@ class ObstoreBlobStore:
         self._directory = Path(str(location).removeprefix("file://")).absolute()
         incoming = self._directory / _INCOMING
         incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for leftover in incoming.iterdir():
-            leftover.unlink()
+        if not writer:
+            self._clear("*")
         self._store = stores.LocalStore(self._directory)
+
+    def forget(self, writer: str) -> None:
+        """A process that wrote here has ended: what it did not finish goes."""
+        self._clear(f"{writer}-*")
+
+    def _clear(self, pattern: str) -> None:
+        if self._directory is not None:
+            for leftover in (self._directory / _INCOMING).glob(pattern):
+                leftover.unlink(missing_ok=True)
 
     def write(self, path: str, chunks: Iterable[bytes]) -> int:
         """Store the chunks under a new path; durable on return. Raises StoreUnavailable, or what `chunks` raises."""
@@ -124,7 +135,7 @@ class ObstoreBlobStore:
     def _write_file(self, directory: Path, path: str, chunks: Iterable[bytes]) -> int:
         target = f"{directory}/{path}"
         parent = os.path.dirname(target)  # noqa: PTH120 - plain text: a path object costs more than the system call
-        temporary = f"{directory}/{_INCOMING}/{secrets.token_hex(16)}"
+        temporary = f"{directory}/{_INCOMING}/{self._mark}{secrets.token_hex(16)}"
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         size = 0
         try:

@@ -24,7 +24,18 @@ from typing import Any
 import sqlalchemy as sql
 
 from honmaru.core.errors import Conflict, StoreUnavailable
-from honmaru.ports.records import Absence, Change, Condition, Create, Delete, OutboxEntry, Presence, Row, Update
+from honmaru.ports.records import (
+    OWNER,
+    Absence,
+    Change,
+    Condition,
+    Create,
+    Delete,
+    OutboxEntry,
+    Presence,
+    Row,
+    Update,
+)
 from honmaru.stores.sql_databases import Execute, open_database
 
 _CHUNK = 256
@@ -106,6 +117,13 @@ _outbox = sql.Table(
     sqlite_autoincrement=True,
 )
 
+_changes = sql.Table(
+    "changes",
+    _metadata,
+    sql.Column("topic", _text, primary_key=True),
+    sql.Column("count", sql.BigInteger, nullable=False),
+)
+
 # Statements are plain texts: SQLAlchemy takes longer to compile and run one than SQLite to answer it.
 _COLUMNS = "scope, service, kind, name, state, version, created, updated, body"
 _INSERT = f"INSERT INTO records ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"  # noqa: S608
@@ -119,7 +137,11 @@ _PRESENCE = "SELECT version FROM records WHERE scope = ? AND service = ? AND kin
 _PRESENT = {True: _PRESENCE, False: f"{_PRESENCE} FOR SHARE"}
 _FROM = "SELECT version FROM records WHERE scope = ? AND service = ? AND kind = ? AND name >= ?"
 _ENQUEUE = "INSERT INTO outbox (id, label, payload) VALUES (?, ?, ?)"
-_OUTBOX = "SELECT id, label, payload FROM outbox ORDER BY position LIMIT ?"
+_OUTBOX = "SELECT id, label, payload FROM outbox{} ORDER BY position LIMIT ?"
+_OF_OWNER = f" WHERE substr(id, {OWNER + 1}, 1) = ':' AND substr(id, 1, {OWNER}) = ?"
+_OF_NOBODY = f" WHERE substr(id, {OWNER + 1}, 1) <> ':'"
+_RAISE = "INSERT INTO changes (topic, count) VALUES (?, 1) ON CONFLICT (topic) DO UPDATE SET count = changes.count + 1"
+_CHANGES = "SELECT topic, count FROM changes"
 _SCOPES = "SELECT id, account, label FROM scopes WHERE id > ?"
 # Scopes are only ever added. A sequence of PostgreSQL may commit a lower number after a higher one; SQLite has one
 # writer, so there the highest number tells, and finding it reads one page however many there are.
@@ -199,6 +221,7 @@ class SqlRecordStore:
         outbox: Sequence[OutboxEntry] = (),
         confirmed: Collection[str] = (),
         conditions: Sequence[Condition] = (),
+        raised: str = "",
     ) -> builtins.list[Row]:
         new_scopes: dict[tuple[str, str], int] = {}
 
@@ -214,6 +237,8 @@ class SqlRecordStore:
                 execute(_ENQUEUE, (entry.id, entry.label, entry.payload))
             if confirmed:
                 execute(_confirm(len(confirmed)), tuple(confirmed))
+            if raised:  # last: on PostgreSQL others that raise it wait for the end of this transaction
+                execute(_RAISE, (raised,))
             return rows
 
         rows: builtins.list[Row] = self._database.write(work)
@@ -245,12 +270,33 @@ class SqlRecordStore:
     def known_labels(self) -> frozenset[str]:
         return self._labels
 
-    def outbox(self, limit: int = 1000) -> builtins.list[OutboxEntry]:
-        found = self._database.read(_OUTBOX, (limit,))
+    def changes(self) -> dict[str, int]:
+        return {topic: int(count) for topic, count in self._database.read(_CHANGES)}
+
+    def outbox(
+        self, limit: int = 1000, *, owner: str | None = None, but: Collection[str] = ()
+    ) -> builtins.list[OutboxEntry]:
+        where, values = "", tuple(but)
+        if owner is not None:
+            where, values = (_OF_OWNER, (owner,)) if owner else (_OF_NOBODY, ())
+        elif but:
+            where = f"{_OF_NOBODY} OR substr(id, 1, {OWNER}) NOT IN ({', '.join('?' * len(values))})"
+        found = self._database.read(_OUTBOX.format(where), (*values, limit))
         return [OutboxEntry(event_id, label, bytes(payload)) for event_id, label, payload in found]
 
     def confirm(self, ids: Collection[str]) -> None:
         self.apply((), (), ids)
+
+    def hold(self) -> None:
+        """Become the one enclave of this database, until `close` or the end of the process. Raises ConfigurationFault
+        when another enclave, perhaps on another host, is. A SQLite file belongs to its data directory, which has a
+        lock of its own."""
+        self._database.hold()
+
+    def held(self) -> bool:
+        """Whether this is still the one enclave of its database, taken up again if the connection was lost meanwhile.
+        True while the database does not answer: then nobody is answered from it either."""
+        return self._database.held()
 
     def close(self) -> None:
         """Close every connection; on SQLite the WAL is folded into the database."""

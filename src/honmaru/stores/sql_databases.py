@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,10 +23,12 @@ from typing import Any, Protocol
 import sqlalchemy as sql
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from honmaru.core.errors import Conflict, StoreUnavailable
+from honmaru.core.errors import ConfigurationFault, Conflict, StoreUnavailable
 
 _BATCH = 64
 """Most works in one transaction."""
+_HOLD_KEY = int.from_bytes(b"honmaru", "big")
+_HOLD_S = 5.0
 _CACHE_KIB = 512
 """Page cache of one connection: the operating system's cache holds the rest, once for all."""
 
@@ -52,6 +55,14 @@ class Database(Protocol):
 
     def write(self, work: Work) -> Any:
         """Runs `work` in a transaction; durable on return. Raises what the work raises, and then nothing was done."""
+        ...
+
+    def hold(self) -> None:
+        """See `SqlRecordStore.hold`. Raises ConfigurationFault."""
+        ...
+
+    def held(self) -> bool:
+        """See `SqlRecordStore.held`."""
         ...
 
     def close(self) -> None: ...
@@ -123,6 +134,12 @@ class SqliteDatabase:
         if waiting.error is not None:
             raise waiting.error
         return waiting.result
+
+    def hold(self) -> None:
+        return
+
+    def held(self) -> bool:
+        return True
 
     def close(self) -> None:
         """Close every connection; the WAL is folded into the database."""
@@ -199,6 +216,7 @@ class PooledDatabase:
             connection.execute("SET synchronous_commit = on")
             connection.autocommit = False
 
+        self._holder: sql.Connection | None = None
         self._reader = self._engine.execution_options(isolation_level="AUTOCOMMIT")
         with _faults(), self._engine.begin() as connection:
             _create(metadata, connection)
@@ -211,7 +229,52 @@ class PooledDatabase:
         with _faults(), self._engine.begin() as connection:
             return work(lambda statement, values: connection.exec_driver_sql(_native(statement), tuple(values)))
 
+    def hold(self) -> None:
+        deadline = time.monotonic() + _HOLD_S
+        while not self._take():
+            if time.monotonic() > deadline:  # else the connection of an enclave that was killed may be ending
+                raise ConfigurationFault(
+                    [
+                        (
+                            "another enclave serves from this database, perhaps on another host: stop it, or name "
+                            "another one with --database. Several hosts cannot share one; --workers uses more cores"
+                        )
+                    ]
+                )
+            time.sleep(0.1)
+
+    def held(self) -> bool:
+        try:
+            if self._holder is not None:
+                self._holder.exec_driver_sql("SELECT 1")
+                return True
+        except DBAPIError:
+            with suppress(DBAPIError):
+                self._release()
+        try:
+            return self._take()
+        except StoreUnavailable:
+            return True
+
+    def _take(self) -> bool:
+        """Whether the session's lock is ours. It lasts as long as its connection."""
+        with _faults():
+            holder = self._reader.connect()
+            if holder.exec_driver_sql("SELECT pg_try_advisory_lock(%s)", (_HOLD_KEY,)).scalar():
+                self._holder = holder
+                return True
+            holder.close()
+            return False
+
+    def _release(self) -> None:
+        holder, self._holder = self._holder, None
+        if holder is not None:
+            holder.invalidate()  # back in the pool the connection would keep the lock
+            holder.close()
+
     def close(self) -> None:
+        with suppress(DBAPIError):
+            self._release()
         self._engine.dispose()
 
 

@@ -30,7 +30,7 @@ class LiveEnclave:
     def up(self, *extra: str) -> LiveEnclave:
         command = [sys.executable, "-m", "honmaru", "up", "--detach", "--json", "--data", str(self.data)]
         command += ["--region", self.region, "--port", str(self.port), *(["--http"] if self.http else []), *extra]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
         if done.returncode:
             raise RuntimeError(f"the enclave did not start: {done.stderr}")
         self.facts = json.loads(done.stdout)

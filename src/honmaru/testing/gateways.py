@@ -25,7 +25,7 @@ from honmaru.gateway.app import Gateway
 from honmaru.gateway.limits import Limits
 from honmaru.gateway.server import serve
 from honmaru.security.calls import Provider
-from honmaru.security.guard import Guard
+from honmaru.security.guard import Guard, Peers
 from honmaru.security.identity import Identity
 from honmaru.security.page_tokens import PageTokens
 from honmaru.testing.keep import MemoryLog
@@ -68,7 +68,12 @@ class GatewayUnderTest:
     """A gateway with `providers`, an admin key at UNCLASSIFIED and one at SECRET."""
 
     def __init__(
-        self, directory: Path, providers: Sequence[Provider] | None = None, *, limits: Limits | None = None
+        self,
+        directory: Path,
+        providers: Sequence[Provider] | None = None,
+        *,
+        limits: Limits | None = None,
+        peers: Peers | None = None,
     ) -> None:
         from honmaru.security.crypto.keyring import Keyring
         from honmaru.services.s3.cors import CrossOrigin
@@ -83,7 +88,7 @@ class GatewayUnderTest:
         keyring = Keyring(directory / "keys", self.ids.secret)
         self._store = SqlRecordStore(f"sqlite:///{directory / 'records.db'}")
         self.guard = Guard(
-            self._store, ObstoreBlobStore(directory / "blobs"), keyring, self.ledger, self.clock, self.ids
+            self._store, ObstoreBlobStore(directory / "blobs"), keyring, self.ledger, self.clock, self.ids, peers=peers
         )
         self.identity = Identity(
             self.guard,

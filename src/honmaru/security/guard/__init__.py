@@ -1,6 +1,6 @@
 """The guard: the only way to records and blobs, where labels are enforced."""
 
-from honmaru.security.guard.blobs import BlobRef, GuardedBlobs
+from honmaru.security.guard.blobs import BlobRef, BlobVault, GuardedBlobs, Peers
 from honmaru.security.guard.guard import Guard
 from honmaru.security.guard.records import (
     Creation,
@@ -18,6 +18,7 @@ from honmaru.security.guard.records import (
 
 __all__ = [
     "BlobRef",
+    "BlobVault",
     "Creation",
     "Guard",
     "GuardedBlobs",
@@ -25,6 +26,7 @@ __all__ = [
     "GuardedCondition",
     "GuardedRecords",
     "NoneLeft",
+    "Peers",
     "Record",
     "Removal",
     "Revision",

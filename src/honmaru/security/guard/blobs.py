@@ -15,7 +15,9 @@ Invariants:
   cut at a segment's border is found because its end is not marked as the end.
 - What a session writes carries the session's label. Blobs never change; a new content is a new blob.
 - Memory use of a read or write is a few segments, whatever the blob's size.
-- A blob that is deleted while somebody reads it goes away after the last reader.
+- A blob that is deleted while somebody reads it goes away after the last reader, in whichever process it reads.
+- Of several processes of one enclave (`Peers`) one deletes; the others ask it to, and tell it what its sweep must
+  spare.
 
 Source: Hoang, Reyhanitabar, Rogaway, Vizár, "Online Authenticated-Encryption and its Nonce-Reuse Misuse-Resistance"
 (STREAM); SP 800-38D.
@@ -23,13 +25,14 @@ Source: Hoang, Reyhanitabar, Rogaway, Vizár, "Online Authenticated-Encryption a
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from cryptography.exceptions import InvalidTag
@@ -61,6 +64,23 @@ class BlobRef:
     id: str
     size: int
     sha256: str
+
+
+class Peers(Protocol):
+    """The other processes of an enclave, as the vault of one of them sees them."""
+
+    def drop(self, path: str) -> None:
+        """Nobody in this process reads the blob any more, and no record names it: it goes away once nobody reads it
+        anywhere (`BlobVault.delete_now` in the process that deletes). Returns at once."""
+        ...
+
+    def spare(self, blob_ids: Sequence[str], /) -> None:
+        """A record is about to name these. Returns when whoever sweeps knows of them. Raises StoreUnavailable."""
+        ...
+
+    def sweeping(self, on: bool, /) -> None:
+        """This process begins to sweep (returns when every other one tells what it names), or has ended it."""
+        ...
 
 
 class GuardedBlobs:
@@ -109,8 +129,20 @@ class GuardedBlobs:
 class BlobVault:
     """Seals, opens and sweeps the blobs of one enclave. Held by the guard only. Thread-safe."""
 
-    def __init__(self, store: BlobStore, keyring: Keyring, ids: Ids, label: Callable[[str], Label]) -> None:
+    def __init__(
+        self,
+        store: BlobStore,
+        keyring: Keyring,
+        ids: Ids,
+        label: Callable[[str], Label],
+        peers: Peers | None = None,
+    ) -> None:
         self._store = store
+        self._peers = peers
+        self._awaited: dict[str, Callable[[], None]] = {}
+        """Paths that another process asked for, to be told of when their last reader here has gone."""
+        self._told = False
+        """Whether another process sweeps, and must know what is named here."""
         self._keyring = keyring
         self._ids = ids
         self._label = label
@@ -182,11 +214,34 @@ class BlobVault:
             if session.label.dominates(label):
                 raise AccessDenied(f"the blob is at {label.banner} and this session is at {session.label.banner}")
             return
+        self.doom(path)
+
+    def doom(self, path: str) -> None:
+        """Delete a blob that no record names, after its last reader."""
         with self._lock:
             if self._readers.get(path):
                 self._doomed.add(path)
                 return
         self._drop(path)
+
+    def await_readers(self, path: str, free: Callable[[], None]) -> None:
+        """Nobody may begin to read the blob in this process from now on; `free` is called, once, when nobody does.
+        `gone` says that it is not there any more."""
+        with self._lock:
+            self._doomed.add(path)
+            if self._readers.get(path):
+                self._awaited[path] = free
+                return
+        free()
+
+    def gone(self, path: str) -> None:
+        """The blob was deleted, here or by another process."""
+        with self._lock:
+            self._doomed.discard(path)
+
+    def tell_sweep(self, on: bool) -> None:
+        """From now on another process's sweep must know (or need not know) what is written and named here."""
+        self._told = on
 
     @contextmanager
     def keeping(self) -> Iterator[None]:
@@ -201,18 +256,27 @@ class BlobVault:
                 gone, self._kept = ([], self._kept) if self._keeping else (self._kept, [])
             for path in gone:
                 self._store.delete(path)
+                self.gone(path)
 
     def _drop(self, path: str) -> None:
+        if self._peers is None:
+            self.delete_now(path)
+        else:
+            self._peers.drop(path)
+
+    def delete_now(self, path: str) -> None:
+        """Delete a blob that nobody reads."""
         with self._lock:
             if self._keeping:
                 self._kept.append(path)
                 return
         self._store.delete(path)
+        self.gone(path)
 
     def mention(self, body: bytes) -> None:
         """A record's body is about to be committed: the sweep must spare the blobs that it names."""
-        if self._spared is not None:
-            self._spare(found.decode() for found in _ID_BYTES.findall(body))
+        if self._spared is not None or self._told:
+            self._spare([found.decode() for found in _ID_BYTES.findall(body)])
 
     def sweep(self, bodies: Iterable[bytes], *, alone: bool) -> int:
         """Delete the blobs named by none of `bodies` (read after this call began) nor by anything newer."""
@@ -220,6 +284,8 @@ class BlobVault:
             if self._spared is None:
                 self._spared = set()
         try:
+            if self._peers is not None:
+                self._peers.sweeping(True)
             left = [found for found in orphans(self._store.paths(""), bodies) if not self._is_spared(found[1])]
             # Somebody else may be about to name what was written a moment ago, but not for as long as between two
             # sweeps: so what was left over at the one before, and still is, goes.
@@ -232,6 +298,8 @@ class BlobVault:
                     swept += 1
             return swept
         finally:
+            if self._peers is not None:
+                self._peers.sweeping(False)
             with self._lock:
                 self._spared = None
 
@@ -239,7 +307,14 @@ class BlobVault:
         with self._lock:
             return self._spared is None or blob_id in self._spared
 
-    def _spare(self, blob_ids: Iterable[str]) -> None:
+    def _spare(self, blob_ids: Sequence[str]) -> None:
+        if self._told and self._peers is not None and blob_ids:
+            self._peers.spare(blob_ids)
+            return
+        self.spare(blob_ids)
+
+    def spare(self, blob_ids: Iterable[str]) -> None:
+        """The sweep of this process, if there is one, must leave these alone: they are, or will be, named."""
         with self._lock:
             if self._spared is not None:
                 self._spared.update(blob_ids)
@@ -253,17 +328,19 @@ class BlobVault:
                 self._readers[path] = self._readers.get(path, 0) + 1
 
     def _release(self, paths: Sequence[str]) -> None:
-        gone = []
+        gone: list[Callable[[], None]] = []
         with self._lock:
             for path in paths:
                 self._readers[path] -= 1
                 if not self._readers[path]:
                     del self._readers[path]
-                    if path in self._doomed:
+                    if path in self._awaited:
+                        gone.append(self._awaited.pop(path))
+                    elif path in self._doomed:
                         self._doomed.discard(path)
-                        gone.append(path)
-        for path in gone:
-            self._drop(path)
+                        gone.append(functools.partial(self._drop, path))
+        for each in gone:
+            each()
 
     def _open(
         self, session: Session, blob_id: str, start: int, length: int | None, seal: bytes | None

@@ -31,6 +31,7 @@ from honmaru.core.labels import Label
 from honmaru.core.sessions import Session
 from honmaru.ports.blobs import BlobStore
 from honmaru.ports.records import (
+    OWNER,
     Absence,
     Change,
     Condition,
@@ -44,7 +45,7 @@ from honmaru.ports.records import (
 )
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.crypto.keyring import Keyring
-from honmaru.security.guard.blobs import BlobVault, GuardedBlobs
+from honmaru.security.guard.blobs import BlobVault, GuardedBlobs, Peers
 from honmaru.security.guard.records import (
     Creation,
     GuardedChange,
@@ -81,22 +82,38 @@ class Guard:
         store, blobs: The stores; nobody else may hold them.
         keyring: Seals bodies and wraps blob keys per account and label.
         ledger: Where state changes are recorded.
+        owner: Whose outbox entries this guard's are, where several processes write one store; "" for the first one.
+        peers: The other processes of this enclave; None where there are none.
     """
 
     def __init__(
-        self, store: RecordStore, blobs: BlobStore, keyring: Keyring, ledger: EntryLog, clock: Clock, ids: Ids
+        self,
+        store: RecordStore,
+        blobs: BlobStore,
+        keyring: Keyring,
+        ledger: EntryLog,
+        clock: Clock,
+        ids: Ids,
+        *,
+        owner: str = "",
+        peers: Peers | None = None,
     ) -> None:
         self._store = store
+        self._owner = owner
+        self._shared = peers is not None
         self._keyring = keyring
         self._ledger = ledger
         self._clock = clock
         self._ids = ids
-        self._vault = BlobVault(blobs, keyring, ids, self.label)
+        self._vault = BlobVault(blobs, keyring, ids, self.label, peers)
         self._labels: dict[str, Label] = {}
         self._present: tuple[frozenset[str], list[str]] = (frozenset(), [])
         self._visible: dict[Label, tuple[frozenset[str], list[str]]] = {}
         """Label of a session → (the store's labels then, those that it dominates)."""
-        self._callbacks: dict[str, list[Callable[[str, frozenset[str]], None]]] = {}
+        self._callbacks: dict[str, list[tuple[frozenset[str], Callable[[str | None], None]]]] = {}
+        self._changes: dict[str, int] = {}
+        self._elsewhere: frozenset[str] = frozenset()
+        """Owners of outbox entries that append and confirm them by themselves."""
         self._lock = threading.Lock()
         self._appended: deque[tuple[str, Future[Any]]] = deque()
         self._behind = False
@@ -122,10 +139,23 @@ class Guard:
         """
         return Sight(self, label, service, account, asking)
 
-    def on_change(self, service: str, callback: Callable[[str, frozenset[str]], None]) -> None:
-        """Call `callback(account, kinds)` after every committed change of records of `service`, in the thread that
-        made it and before the change is acknowledged."""
-        self._callbacks.setdefault(service, []).append(callback)
+    def on_change(self, service: str, kinds: Collection[str], callback: Callable[[str | None], None]) -> None:
+        """Call `callback(account)` after every committed change of records of these kinds of `service`, in the thread
+        that made it and before the change is acknowledged; and `callback(None)`, for any account, when `catch_up` finds
+        that another process made some."""
+        self._callbacks.setdefault(service, []).append((frozenset(kinds), callback))
+
+    def catch_up(self) -> None:
+        """Tell those who asked for it (`on_change`) what other processes changed since the last time.
+
+        What such a change returned before this call is told when it returns. Raises StoreUnavailable.
+        """
+        changes = self._store.changes()
+        for service, count in changes.items():
+            if self._changes.get(service) != count:
+                for _, callback in self._callbacks.get(service, ()):
+                    callback(None)
+        self._changes = changes
 
     # Start and end
 
@@ -141,7 +171,7 @@ class Guard:
                 waiting.update(self._appended)
                 self._appended.clear()
                 self._behind = False
-            entries = self._store.outbox()
+            entries = self._store.outbox(owner=self._owner) if self._owner else self._store.outbox(but=self._elsewhere)
             if not entries:
                 return drained
             try:
@@ -156,6 +186,31 @@ class Guard:
                 raise
             self._store.confirm([entry.id for entry in entries])
             drained += len(entries)
+
+    def lend_outbox(self, owner: str) -> None:
+        """From now on a process of this enclave appends and confirms the outbox entries of `owner` by itself."""
+        self._elsewhere |= {owner}
+
+    def take_over(self, owner: str, held: Collection[str]) -> int:
+        """A process that was lent the outbox has ended: append what it left; returns how many entries.
+
+        `held` are the event ids among them that the ledger was given by it and holds: each entry is there once.
+        Repeat it for a while: a database may carry out the last transaction of a process that was killed. Raises
+        LedgerUnavailable.
+        """
+        appended = 0
+        while entries := self._store.outbox(owner=owner):
+            futures = [
+                self._ledger.append(self.label(entry.label), orjson.loads(entry.payload))
+                for entry in entries
+                if entry.id[OWNER + 1 :] not in held
+            ]
+            for future in futures:
+                future.result()
+            self._store.confirm([entry.id for entry in entries])
+            appended += len(futures)
+        self._elsewhere -= {owner}
+        return appended
 
     def sweep_blobs(self, *, alone: bool = False, go_on: Callable[[], bool] = lambda: True) -> int:
         """Delete blobs that no record names: left behind by a crash or a store that failed; returns how many.
@@ -185,6 +240,11 @@ class Guard:
     def keeping_blobs(self) -> AbstractContextManager[None]:
         """Blobs that are deleted meanwhile go away at the end only: for a backup, which takes records, then blobs."""
         return self._vault.keeping()
+
+    @property
+    def vault(self) -> BlobVault:
+        """For the processes of one enclave, which must not take blobs from each other; never for a service."""
+        return self._vault
 
     # What the guarded handles are made of
 
@@ -297,23 +357,34 @@ class Guard:
                 region=session.region if session else "",
             )
             entries.append((event_id, entry))
-        outbox = [OutboxEntry(event_id, label.canonical, orjson.dumps(entry)) for event_id, entry in entries]
+        mine = f"{self._owner}:" if self._owner else ""
+        outbox = [OutboxEntry(mine + event_id, label.canonical, orjson.dumps(entry)) for event_id, entry in entries]
+        told = self._told(service, changes)
         confirmed = self._take_confirmed()
         try:
             rows = self._store.apply(
-                stored, outbox, confirmed, [_condition(one, account, service, label) for one in conditions]
+                stored,
+                outbox,
+                confirmed,
+                [_condition(one, account, service, label) for one in conditions],
+                service if told and self._shared else "",
             )
         except BaseException:
             self._give_back(confirmed)
             raise
         self._append(label, entries)
         records = [self._committed(change, row) for change, row in zip(changes, rows, strict=True)]
-        callbacks = self._callbacks.get(service)
-        if callbacks:
-            kinds = frozenset(record.kind for record in records)
-            for callback in callbacks:
-                callback(account, kinds)
+        for callback in told:
+            callback(account)
         return records
+
+    def _told(self, service: str, changes: Sequence[GuardedChange]) -> list[Callable[[str | None], None]]:
+        """Who asked to be told of one of these changes."""
+        callbacks = self._callbacks.get(service)
+        if not callbacks:
+            return []
+        kinds = {change.kind if isinstance(change, Creation) else change.record.kind for change in changes}
+        return [callback for wanted, callback in callbacks if not wanted.isdisjoint(kinds)]
 
     def _stored(
         self, change: GuardedChange, account: str, label: Label, service: str, at: datetime
@@ -373,7 +444,7 @@ class Guard:
                 self._behind = True  # committed: it waits in the outbox, and answers are refused meanwhile
                 return
             with self._lock:
-                self._appended.append((event_id, future))
+                self._appended.append((f"{self._owner}:{event_id}" if self._owner else event_id, future))
 
     def _take_confirmed(self) -> list[str]:
         """Ids of entries that the ledger holds durably by now, to be forgotten with the next commit."""

@@ -56,7 +56,7 @@ class Directories:
         self._guard = guard
         self._partition = partition
         self._of: dict[str, Directory] = {}
-        guard.on_change(entities.SERVICE, self._forget)
+        guard.on_change(entities.SERVICE, entities.KINDS - entities.WITHOUT_BEARING, self._forget)
 
     def of(self, account: str) -> Directory:
         """The directory of an account. It is empty for one that does not exist."""
@@ -67,10 +67,10 @@ class Directories:
             found = self._of.setdefault(account, Directory(self._guard, partition=self._partition, account=account))
         return found
 
-    def _forget(self, account: str, kinds: frozenset[str]) -> None:
-        directory = self._of.get(account)
-        if directory is not None and not kinds <= entities.WITHOUT_BEARING:
-            directory.forget()
+    def _forget(self, account: str | None) -> None:
+        for directory in list(self._of.values()) if account is None else [self._of.get(account)]:
+            if directory is not None:
+                directory.forget()
 
 
 class Directory:

@@ -59,13 +59,14 @@ class Organization:
         self._trusted = guard.trusted(SERVICE, KINDS)
         self._cache: dict[tuple[str, Label], Controls] = {}
         self._accounts: dict[tuple[str, Label | None], bool] = {}
-        guard.on_change(SERVICE, self._forget)
+        guard.on_change(SERVICE, KINDS, self._forget_controls)
+        guard.on_change(SERVICE, {ACCOUNT}, self._forget_accounts)
 
-    def _forget(self, _account: str, kinds: frozenset[str]) -> None:
-        if kinds & KINDS:
-            self._cache = {}
-        if ACCOUNT in kinds:
-            self._accounts = {}
+    def _forget_controls(self, _account: str | None) -> None:
+        self._cache = {}
+
+    def _forget_accounts(self, _account: str | None) -> None:
+        self._accounts = {}
 
     def controls(self, account: str, label: Label) -> Controls:
         """What binds an account's principals and resources, as a session at `label` sees it."""

@@ -53,15 +53,13 @@ class Resources:
 
     def own(self, owner: ResourceOwner) -> None:
         """From now on `owner` is asked about the ARNs of its `arn_services`."""
-        kinds = frozenset(owner.resource_kinds)
 
-        def changed(_account: str, changed_kinds: frozenset[str]) -> None:
-            if kinds & changed_kinds:
-                self._known[owner.service] = {}
+        def changed(_account: str | None) -> None:
+            self._known[owner.service] = {}
 
         self._known[owner.service] = {}
         self.makers |= frozenset(owner.resource_makers)
-        self._guard.on_change(owner.service, changed)
+        self._guard.on_change(owner.service, owner.resource_kinds, changed)
         for service in owner.arn_services:
             self._owners[service] = owner
 

@@ -42,6 +42,13 @@ class Kms(Provider):
     arn_services: ClassVar[tuple[str, ...]] = ("kms",)
     resource_kinds: ClassVar[frozenset[str]] = frozenset({KEY, GRANT, ALIAS})
 
+    anywhere: ClassVar[frozenset[str]] = frozenset(
+        {
+            "Decrypt", "DescribeKey", "Encrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "GenerateMac",
+            "ReEncrypt", "Sign", "Verify", "VerifyMac",
+        }
+    )  # fmt: skip
+
     targets: ClassVar[Mapping[str, Target]] = {}
     unauthorized: ClassVar[frozenset[str]] = frozenset(
         {

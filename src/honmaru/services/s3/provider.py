@@ -73,6 +73,16 @@ class S3(Provider):
 
     service: ClassVar[str] = "s3"
 
+    anywhere: ClassVar[frozenset[str]] = frozenset(
+        {
+            "AbortMultipartUpload", "CompleteMultipartUpload", "CopyObject", "CreateMultipartUpload", "DeleteObject",
+            "DeleteObjectTagging", "DeleteObjects", "GetObject", "GetObjectAttributes", "GetObjectTagging",
+            "HeadBucket", "HeadObject", "ListBuckets", "ListMultipartUploads", "ListObjectVersions", "ListObjects",
+            "ListObjectsV2", "ListParts", "PutObject", "PutObjectTagging", "UploadPart", "UploadPartCopy",
+        }
+    )  # fmt: skip
+    """Conditions of the store keep a bucket's deletion and its objects' changes apart, in every process (`bucket`)."""
+
     targets: ClassVar[Mapping[str, Target | list[Target]]] = {
         "ListBuckets": Target("s3:ListAllMyBuckets", "arn:{partition}:s3:::*"),
         "GetObjectAttributes": [

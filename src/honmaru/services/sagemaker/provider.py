@@ -35,6 +35,9 @@ class SageMaker(Provider):
     prompt: ClassVar[frozenset[str]] = frozenset(
         ("DescribeTrainingJob", "DescribeModelPackageGroup", "DescribeModelPackage")
     )
+    anywhere: ClassVar[frozenset[str]] = prompt | frozenset(
+        ("ListTrainingJobs", "ListModelPackageGroups", "ListModelPackages", "ListTags")
+    )
 
     targets: ClassVar[Mapping[str, Target]] = {
         **_on(f"{_ARN}training-job/{{TrainingJobName}}", "CreateTrainingJob", "DescribeTrainingJob", "StopTrainingJob"),

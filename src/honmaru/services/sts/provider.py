@@ -79,6 +79,7 @@ class Sts(Provider):
 
     service: ClassVar[str] = "sts"
     prompt: ClassVar[frozenset[str]] = frozenset(("GetCallerIdentity",))
+    anywhere: ClassVar[frozenset[str]] = frozenset(("GetCallerIdentity",))
     unauthorized: ClassVar[frozenset[str]] = frozenset(
         ("GetCallerIdentity", "AssumeRole", "AssumeRoleWithWebIdentity", "GetSessionToken", "GetFederationToken")
     )
