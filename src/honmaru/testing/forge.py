@@ -107,6 +107,7 @@ class Forge(Workshop):
         self.imports.stop()
         self.loop.run_until_complete(asyncio.sleep(0))
         self.servers.close()
+        self.loop.run_until_complete(asyncio.sleep(0))  # the watcher ends
         self.batch_servers.close()
         self.loop.close()
         super().close()
