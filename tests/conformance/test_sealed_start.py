@@ -24,7 +24,7 @@ def honmaru(*arguments: str, data: Path | None = None, stdin: str = "") -> subpr
 
 
 def answers(enclave: LiveEnclave) -> bool:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         path = enclave.data / "run" / "enclave.json"
         if path.exists() and not (facts := json.loads(path.read_text())).get("sealed"):
@@ -36,7 +36,8 @@ def answers(enclave: LiveEnclave) -> bool:
 
 def up_sealed(enclave: LiveEnclave) -> dict[str, Any]:
     # The port is taken from the facts once it is unsealed.
-    done = honmaru("up", "--sealed", "--detach", "--json", "--port", "0", "--region", enclave.region, data=enclave.data)
+    command = ["up", "--sealed", "--detach", "--json", "--port", "0", "--region", enclave.region, "--workers", "2"]
+    done = honmaru(*command, data=enclave.data)
     assert done.returncode == 0, done.stderr
     facts: dict[str, Any] = json.loads(done.stdout)
     return facts

@@ -443,4 +443,7 @@ def test_the_search_finds_a_guard_that_shows_every_label(
     tmp_path: Path, clients: Clients, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Guard, "visible_labels", lambda self, _: self.all_labels())
-    assert any(first_difference(tmp_path / str(seed), clients, seed) is not None for seed in (4, 6, 7, *range(20)))
+    assert any(
+        first_difference(tmp_path / str(seed), clients, seed) is not None
+        for seed in dict.fromkeys((4, 6, 7, *range(20)))
+    )

@@ -23,6 +23,7 @@ from honmaru.app.runtime import SystemClock, SystemIds
 from honmaru.core.labels import Label
 from honmaru.gateway.app import Gateway
 from honmaru.gateway.limits import Limits
+from honmaru.gateway.links import Forwarder
 from honmaru.gateway.server import serve
 from honmaru.security.calls import Provider
 from honmaru.security.guard import Guard, Peers
@@ -74,6 +75,7 @@ class GatewayUnderTest:
         *,
         limits: Limits | None = None,
         peers: Peers | None = None,
+        forwarder: Forwarder | None = None,
     ) -> None:
         from honmaru.security.crypto.keyring import Keyring
         from honmaru.services.s3.cors import CrossOrigin
@@ -114,6 +116,7 @@ class GatewayUnderTest:
             cache=directory / "cache",
             pages=PageTokens(self.ids.secret(64)),
             cross_origin=CrossOrigin(self.guard),
+            forwarder=forwarder,
         )
         self.low = self.identity.access_key("admin", Label.parse("UNCLASSIFIED"))
         self.high = self.identity.access_key("admin", Label.parse("SECRET"))
@@ -179,8 +182,9 @@ class GatewayUnderTest:
         """Runs the ASGI application on one request."""
         return asyncio.run(self.send_async(request))
 
-    async def send_async(self, request: Request, *, pieces: int = 1) -> Reply:
-        scope = {
+    async def send_async(self, request: Request, *, pieces: int = 1, whole: bool = False) -> Reply:
+        """`whole`: the body is here before the request is looked at, as with most requests on a socket."""
+        scope: dict[str, Any] = {
             "type": "http",
             "method": request.method,
             "raw_path": request.path.encode("latin-1"),
@@ -194,6 +198,8 @@ class GatewayUnderTest:
         }
         size = max(1, -(-len(request.body) // pieces))
         parts = [request.body[at : at + size] for at in range(0, len(request.body), size)] or [b""]
+        if whole:
+            scope["honmaru.body"] = lambda: parts.pop(0) if parts else None
         sent: list[dict[str, Any]] = []
         finished = asyncio.Event()
 
