@@ -70,7 +70,7 @@ test-radosgw: install ## the blob store's contract, and a live enclave, on Ceph'
 test-identity: install ## IAM at length: a million random requests, awscli, 11,000 accounts, 1,000 revocations over two workers
 	@HONMARU_LONG=1 $(BIN)/python -m pytest --timeout 3600 tests/unit/test_policy_kinds.py tests/unit/test_identity_parts.py \
 	  tests/conformance/test_iam_awscli.py tests/conformance/test_organizations_boto3.py \
-	  tests/security/test_workers_revocation.py
+	  tests/conformance/test_saml_boto3.py tests/security/test_workers_revocation.py
 
 check: install ## ruff, mypy --strict, import contracts, generated documents
 	@$(BIN)/ruff format --check src tests scripts benchmarks examples

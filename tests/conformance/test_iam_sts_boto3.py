@@ -349,19 +349,6 @@ def test_simulation_with_boundaries_resource_policies_and_context_keys(iam: Any,
     assert denied["EvaluationResults"][0]["MatchedStatements"][0]["SourcePolicyType"] == "Resource Policy"
 
 
-def test_saml_providers_are_kept_and_their_assertions_are_not_implemented(iam: Any, sts: Any) -> None:
-    metadata = (
-        '<EntityDescriptor xmlns="urn:oasis:names:tc:SAML:2.0:metadata" entityID="https://idp.example" '
-        'validUntil="2040-01-01T00:00:00Z">' + "<!-- padded to the least length that the model allows -->" * 20
-    ) + "</EntityDescriptor>"
-    arn = iam.create_saml_provider(Name="idp", SAMLMetadataDocument=metadata)["SAMLProviderArn"]
-    assert iam.get_saml_provider(SAMLProviderArn=arn)["ValidUntil"].year == 2040
-    assert [p["Arn"] for p in iam.list_saml_providers()["SAMLProviderList"]] == [arn]
-    bomb = '<!DOCTYPE x [<!ENTITY a "b">]>' + metadata
-    refused("InvalidInput", lambda: iam.update_saml_provider(SAMLProviderArn=arn, SAMLMetadataDocument=bomb))
-    iam.delete_saml_provider(SAMLProviderArn=arn)
-
-
 def test_keys_and_roles_are_bound_to_networks(enclave: LiveEnclave, iam: Any, sts: Any) -> None:
     elsewhere = [{"Key": "honmaru:network", "Value": "10.99.0.0/16"}]
     here = [{"Key": "honmaru:network", "Value": "10.99.0.0/16 127.0.0.0/8"}]

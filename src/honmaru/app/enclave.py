@@ -24,6 +24,7 @@ from honmaru.app.operator import OperatorServer, operator_entry
 from honmaru.app.quantum import Quantum, quantum_environment
 from honmaru.app.quotas import NAMES, quotas
 from honmaru.app.runtime import SystemClock, SystemIds
+from honmaru.app.saml_signatures import SignedXml
 from honmaru.app.service_deliveries import ServiceDeliveries
 from honmaru.app.settings import Settings
 from honmaru.app.tag_sources import tag_sources
@@ -148,6 +149,7 @@ class Enclave:
             ids=self.ids,
             keyring=keyring,
             issuer_keys=LocalIssuerKeys(),
+            assertions=SignedXml(),
         )
         quantum = quantum_environment()
         self.environments = Environments(data / "environments.json", quantum=quantum)
