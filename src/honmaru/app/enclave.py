@@ -41,7 +41,7 @@ from honmaru.core.sessions import Session
 from honmaru.deployments import Engines, ModelServers
 from honmaru.deployments.catalog import find_artifact, find_custom_model
 from honmaru.deployments.placement import Placement
-from honmaru.executors.local import LocalExecutor
+from honmaru.executors.local import FscryptVolumes, LocalExecutor
 from honmaru.executors.local.accelerators import LocalAccelerators
 from honmaru.gateway.app import Gateway, Limits
 from honmaru.gateway.links import Forwarder
@@ -59,6 +59,7 @@ from honmaru.jobs.model_customization import ModelCustomization
 from honmaru.jobs.model_import import CREATION_KIND, ModelImport
 from honmaru.jobs.supervisor import Supervisor
 from honmaru.jobs.training import Training
+from honmaru.jobs.volumes import JobVolumes
 from honmaru.security import idempotency
 from honmaru.security.calls import Provider
 from honmaru.security.crypto.certificates import LOOPBACK_NAMES, ServerTls, ensure_server_tls
@@ -80,7 +81,7 @@ from honmaru.services.cloudwatch import store as metric_store
 from honmaru.services.cloudwatch import watching as alarm_watch
 from honmaru.services.ecr import Ecr
 from honmaru.services.iam import Iam
-from honmaru.services.kms import Custodian, Kms, KmsKeys
+from honmaru.services.kms import Custodian, Kms, KmsKeys, KmsSessionKeys
 from honmaru.services.kms import Vault as KeyVault
 from honmaru.services.kms.custodian import INTERVAL_S as CUSTODY_EVERY_S
 from honmaru.services.logs import Logs, LogStore
@@ -155,7 +156,9 @@ class Enclave:
         self.environments = Environments(data / "environments.json", quantum=quantum)
         self.executor = LocalExecutor(data / "executor", bwrap=bubblewrap())
         key_vault = KeyVault(keyring, self.ids)
-        commits = BucketCommits(KmsKeys(key_vault))
+        keys_of_kms = KmsKeys(key_vault)
+        session_keys = KmsSessionKeys(keys_of_kms, self.guard, self.identity, self.ledger, self.clock, self.ids)
+        commits = BucketCommits(keys_of_kms)
         buckets = S3Buckets(self.guard, self.identity, self.ledger, self.clock, self.ids, commits)
         trail_bucket = ServiceDeliveries(
             "cloudtrail.amazonaws.com", self.guard, self.identity, self.ledger, self.clock, self.ids, commits
@@ -172,7 +175,9 @@ class Enclave:
             WorkloadAuthority(self.region, self.clock.now()),
             self.clock,
         )
+        volumes = JobVolumes(FscryptVolumes(), session_keys, data / "scratch")
         training = Training(
+            volumes=volumes,
             brokers=self.brokers,
             roles=self.identity,
             buckets=buckets,
@@ -269,9 +274,9 @@ class Enclave:
             Iam(self.identity),
             Organizations(self.identity),
             S3(self.ids, commits),
-            SageMaker(self.identity, buckets, self.environments, wake, capacity, self.ids),
+            SageMaker(self.identity, buckets, self.environments, wake, capacity, self.ids, volumes),
             Logs(logs, self.clock),
-            CloudTrail(self.ledger, trail_bucket),
+            CloudTrail(self.ledger, trail_bucket, keys_of_kms),
             CloudWatch(metrics),
             Ecr(self.environments),
             ServiceQuotas(NAMES, quotas(self.limits, training_jobs=training.running, cores=capacity.cores)),

@@ -15,6 +15,7 @@ from typing import Any
 from honmaru.core.errors import AccessDenied, NotFound
 from honmaru.core.sessions import Session
 from honmaru.ports.buckets import StoredObject
+from honmaru.ports.deliveries import NOTHING
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.guard import Guard
 from honmaru.security.identity import Identity
@@ -53,12 +54,26 @@ class ServiceDeliveries:
         question = _Question(self._identity, self._principal, source_arn)
         question.require(session, "s3:PutObject", f"arn:{session.partition}:s3:::{bucket}/{key}", {})
 
+    def check_key(self, session: Session, kms_key: str, *, source_arn: str, context: Mapping[str, str]) -> None:
+        """See `ports.deliveries.Deliveries`."""
+        facts: dict[str, Any] = {f"kms:EncryptionContext:{name}": value for name, value in context.items()}
+        facts["kms:EncryptionContextKeys"] = sorted(context)
+        _Question(self._identity, self._principal, source_arn).require(session, "kms:GenerateDataKey", kms_key, facts)
+
     def write(
-        self, session: Session, bucket: str, key: str, chunks: Iterable[bytes], *, source_arn: str
+        self,
+        session: Session,
+        bucket: str,
+        key: str,
+        chunks: Iterable[bytes],
+        *,
+        source_arn: str,
+        kms_key: str = "",
+        context: Mapping[str, str] = NOTHING,
     ) -> StoredObject:
         """See `ports.deliveries.Deliveries`."""
         question = _Question(self._identity, self._principal, source_arn)
-        return S3Buckets(self._guard, question, *self._rest).write(session, bucket, key, chunks)
+        return S3Buckets(self._guard, question, *self._rest).write(session, bucket, key, chunks, kms_key, context)
 
 
 class _Question:
@@ -86,4 +101,4 @@ class _Question:
             decision = decide(action, resource, asked, identity=PolicySet.union([]), of_resource=side)
             if decision.effect is Effect.ALLOWED:
                 return session.account
-        raise AccessDenied(f"The policy of the bucket does not allow {self._principal} to perform {action}")
+        raise AccessDenied(f"The policy of {resource} does not allow {self._principal} to perform {action}")
