@@ -25,7 +25,7 @@ from honmaru.app.quantum import Quantum, quantum_environment
 from honmaru.app.quotas import NAMES, quotas
 from honmaru.app.runtime import SystemClock, SystemIds
 from honmaru.app.saml_signatures import SignedXml
-from honmaru.app.service_deliveries import ServiceDeliveries
+from honmaru.app.service_deliveries import ServiceDeliveries, ServiceQuestion
 from honmaru.app.settings import Settings
 from honmaru.app.tag_sources import tag_sources
 from honmaru.app.traces import SpanFiles
@@ -164,7 +164,9 @@ class Enclave:
             "cloudtrail.amazonaws.com", self.guard, self.identity, self.ledger, self.clock, self.ids, commits
         )
         metrics = MetricStore(self.guard, self.ids)
-        logs = LogStore(self.guard, self.clock, self.ids, metrics)
+        logs_question = ServiceQuestion(self.identity, f"logs.{self.region}.amazonaws.com")
+        logs_keys = KmsSessionKeys(keys_of_kms, self.guard, logs_question, self.ledger, self.clock, self.ids)
+        logs = LogStore(self.guard, self.clock, self.ids, metrics, logs_keys)
         capacity = Capacity(
             cores=len(os.sched_getaffinity(0)), memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         )

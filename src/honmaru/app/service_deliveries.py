@@ -51,14 +51,16 @@ class ServiceDeliveries:
         """See `ports.deliveries.Deliveries`."""
         if self._guard.records(session, "s3").get("bucket", bucket) is None:
             raise NotFound("The specified bucket does not exist", code="NoSuchBucket")
-        question = _Question(self._identity, self._principal, source_arn)
+        question = ServiceQuestion(self._identity, self._principal, source_arn)
         question.require(session, "s3:PutObject", f"arn:{session.partition}:s3:::{bucket}/{key}", {})
 
     def check_key(self, session: Session, kms_key: str, *, source_arn: str, context: Mapping[str, str]) -> None:
         """See `ports.deliveries.Deliveries`."""
         facts: dict[str, Any] = {f"kms:EncryptionContext:{name}": value for name, value in context.items()}
         facts["kms:EncryptionContextKeys"] = sorted(context)
-        _Question(self._identity, self._principal, source_arn).require(session, "kms:GenerateDataKey", kms_key, facts)
+        ServiceQuestion(self._identity, self._principal, source_arn).require(
+            session, "kms:GenerateDataKey", kms_key, facts
+        )
 
     def write(
         self,
@@ -72,14 +74,14 @@ class ServiceDeliveries:
         context: Mapping[str, str] = NOTHING,
     ) -> StoredObject:
         """See `ports.deliveries.Deliveries`."""
-        question = _Question(self._identity, self._principal, source_arn)
+        question = ServiceQuestion(self._identity, self._principal, source_arn)
         return S3Buckets(self._guard, question, *self._rest).write(session, bucket, key, chunks, kms_key, context)
 
 
-class _Question:
-    """Asks the policy of a resource whether a service may."""
+class ServiceQuestion:
+    """Asks the policy of a resource whether a service may. `source_arn` "": what the encryption context names."""
 
-    def __init__(self, identity: Identity, principal: str, source_arn: str) -> None:
+    def __init__(self, identity: Identity, principal: str, source_arn: str = "") -> None:
         self._identity = identity
         self._principal = principal
         self._source_arn = source_arn
@@ -90,7 +92,7 @@ class _Question:
         if policy is not None:
             asked = {
                 **{key.lower(): value for key, value in context.items()},
-                "aws:sourcearn": self._source_arn,
+                "aws:sourcearn": self._source_arn or context.get("kms:EncryptionContext:aws:logs:arn"),
                 "aws:sourceaccount": session.account,
                 "aws:principalisawsservice": "true",
                 "aws:securetransport": "true",
