@@ -57,6 +57,7 @@ from honmaru.jobs.job_broker import Endpoint, JobBrokers
 from honmaru.jobs.model_copy import ModelCopy
 from honmaru.jobs.model_customization import ModelCustomization
 from honmaru.jobs.model_import import CREATION_KIND, ModelImport
+from honmaru.jobs.server_identities import ModelServerIdentities
 from honmaru.jobs.supervisor import Supervisor
 from honmaru.jobs.training import Training
 from honmaru.jobs.volumes import JobVolumes
@@ -170,13 +171,9 @@ class Enclave:
         capacity = Capacity(
             cores=len(os.sched_getaffinity(0)), memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         )
-        self.brokers = JobBrokers(
-            data / "brokers",
-            self._own_endpoint,
-            self._job_keys,
-            WorkloadAuthority(self.region, self.clock.now()),
-            self.clock,
-        )
+        authority = WorkloadAuthority(self.region, self.clock.now())
+        self.brokers = JobBrokers(data / "brokers", self._own_endpoint, self._job_keys, authority, self.clock)
+        identities = ModelServerIdentities(self.brokers, authority, self.clock)
         volumes = JobVolumes(FscryptVolumes(), session_keys, data / "scratch")
         training = Training(
             volumes=volumes,
@@ -217,6 +214,7 @@ class Enclave:
             engines=self.engines,
             placement=placement,
             idle_s=60.0,
+            identities=identities,
         )
         batches = BatchInference(
             guard=self.guard,
@@ -263,6 +261,7 @@ class Enclave:
             engines=self.engines,
             placement=placement,
             idle_s=settings.model_idle_s,
+            identities=identities,
         )
         wake = self.supervisor.wake
         self.limits = Limits(
