@@ -378,3 +378,51 @@ def test_what_is_made_high_is_not_found_low(enclave: LiveEnclave) -> None:
     assert arn not in [p["Arn"] for p in low.list_open_id_connect_providers()["OpenIDConnectProviderList"]]
     assert low.create_instance_profile(InstanceProfileName="quiet")["InstanceProfile"]
     assert arn in [p["Arn"] for p in high.list_open_id_connect_providers()["OpenIDConnectProviderList"]]
+
+
+def test_transitive_tags_go_through_a_chain_and_stay(enclave: LiveEnclave, iam: Any, sts: Any) -> None:
+    everybody = {"AWS": f"arn:{enclave.facts['partition']}:iam::{enclave.account}:root"}
+    trust = document({"Effect": "Allow", "Principal": everybody, "Action": ["sts:AssumeRole", "sts:TagSession"]})
+    roles = []
+    for name in ("first-link", "second-link"):
+        roles.append(iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)["Role"]["Arn"])
+        red = {"StringEquals": {"aws:PrincipalTag/project": "red"}}
+        statements = (allow("sts:*"), allow("iam:ListRoles", Condition=red), allow("iam:ListUsers", Condition=red))
+        iam.put_role_policy(RoleName=name, PolicyName="own", PolicyDocument=document(*statements))
+    tags = [{"Key": "project", "Value": "red"}, {"Key": "desk", "Value": "4"}]
+    first = sts.assume_role(RoleArn=roles[0], RoleSessionName="one", Tags=tags, TransitiveTagKeys=["project"])
+    inside = signed_in(enclave, "sts", first["Credentials"])
+    second = inside.assume_role(RoleArn=roles[1], RoleSessionName="two")
+    assert signed_in(enclave, "iam", second["Credentials"]).list_roles()["Roles"]  # it is red still
+    for tag in ({"Key": "project", "Value": "blue"}, {"Key": "Project", "Value": "blue"}):
+        refused(
+            "ValidationError",
+            lambda tag=tag: inside.assume_role(RoleArn=roles[1], RoleSessionName="two", Tags=[tag]),  # type: ignore[misc]
+        )
+    untagged = inside.assume_role(RoleArn=roles[1], RoleSessionName="two", Tags=[{"Key": "desk", "Value": "5"}])
+    assert untagged["Credentials"]  # what is not transitive ends with its session
+
+
+def test_the_wrong_nationality_is_refused_at_sign_in(enclave: LiveEnclave, iam: Any) -> None:
+    enclave.user("gil", "SECRET nationality=GBR")
+    trust = document(
+        {
+            "Effect": "Allow",
+            "Principal": {"AWS": f"arn:{enclave.facts['partition']}:iam::{enclave.account}:root"},
+            "Action": "sts:AssumeRole",
+        }
+    )
+    role = iam.create_role(RoleName="national", AssumeRolePolicyDocument=trust)["Role"]["Arn"]
+
+    def label(user: str, marking: str) -> str:
+        made = enclave.client("sts", user).assume_role(
+            RoleArn=role, RoleSessionName="one", Tags=[{"Key": "honmaru:label", "Value": marking}]
+        )
+        told = signed_in(enclave, "sts", made["Credentials"]).get_caller_identity()["ResponseMetadata"]
+        return str(told["HTTPHeaders"]["x-honmaru-label"])
+
+    assert label("gil", "SECRET//REL TO USA GBR").startswith("SECRET//REL")
+    assert label("alice", "SECRET//NOFORN") == "SECRET//NOFORN"
+    refused("AccessDenied", lambda: label("gil", "SECRET//NOFORN"))
+    refused("AccessDenied", lambda: label("gil", "TOP SECRET"))
+    refused("AccessDenied", lambda: label("carol", "SECRET//REL TO USA GBR"))
