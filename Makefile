@@ -36,7 +36,7 @@ test-long: install ## the full kill, tamper and mutation runs
 test-keys: install ## SoftHSM's token, sealed starts, the CBOM against CycloneDX's schema, 200 kills, 400 changed backups
 	@scripts/system softhsm2
 	@scripts/install-peers cbom
-	@HONMARU_LONG=1 $(BIN)/python -m pytest --timeout 3600 tests/unit/test_root_key.py tests/unit/test_kms_custody.py tests/conformance/test_cbom_schema.py tests/conformance/test_kms_boto3.py tests/conformance/test_sealed_start.py tests/e2e/test_backup.py tests/security/test_kms_kill.py
+	@HONMARU_LONG=1 $(BIN)/python -m pytest --timeout 3600 tests/unit/test_root_key.py tests/unit/test_kms_custody.py tests/conformance/test_cbom_schema.py tests/conformance/test_kms_boto3.py tests/conformance/test_sealed_start.py tests/e2e/test_backup.py tests/e2e/test_encrypted_volumes.py tests/security/test_kms_kill.py
 
 test-quantum: install-quantum system ## Amazon's Braket SDK, PennyLane and Qiskit against a live enclave
 	@HONMARU_QUANTUM=1 $(BIN)/python -m pytest tests/quantum tests/unit/test_quantum_parts.py
@@ -70,7 +70,7 @@ test-radosgw: install ## the blob store's contract, and a live enclave, on Ceph'
 test-identity: install ## IAM at length: a million random requests, awscli, 11,000 accounts, 1,000 revocations over two workers
 	@HONMARU_LONG=1 $(BIN)/python -m pytest --timeout 3600 tests/unit/test_policy_kinds.py tests/unit/test_identity_parts.py \
 	  tests/conformance/test_iam_awscli.py tests/conformance/test_organizations_boto3.py \
-	  tests/security/test_workers_revocation.py
+	  tests/conformance/test_saml_boto3.py tests/security/test_workers_revocation.py
 
 check: install ## ruff, mypy --strict, import contracts, generated documents
 	@$(BIN)/ruff format --check src tests scripts benchmarks examples

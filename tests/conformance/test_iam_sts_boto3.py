@@ -349,19 +349,6 @@ def test_simulation_with_boundaries_resource_policies_and_context_keys(iam: Any,
     assert denied["EvaluationResults"][0]["MatchedStatements"][0]["SourcePolicyType"] == "Resource Policy"
 
 
-def test_saml_providers_are_kept_and_their_assertions_are_not_implemented(iam: Any, sts: Any) -> None:
-    metadata = (
-        '<EntityDescriptor xmlns="urn:oasis:names:tc:SAML:2.0:metadata" entityID="https://idp.example" '
-        'validUntil="2040-01-01T00:00:00Z">' + "<!-- padded to the least length that the model allows -->" * 20
-    ) + "</EntityDescriptor>"
-    arn = iam.create_saml_provider(Name="idp", SAMLMetadataDocument=metadata)["SAMLProviderArn"]
-    assert iam.get_saml_provider(SAMLProviderArn=arn)["ValidUntil"].year == 2040
-    assert [p["Arn"] for p in iam.list_saml_providers()["SAMLProviderList"]] == [arn]
-    bomb = '<!DOCTYPE x [<!ENTITY a "b">]>' + metadata
-    refused("InvalidInput", lambda: iam.update_saml_provider(SAMLProviderArn=arn, SAMLMetadataDocument=bomb))
-    iam.delete_saml_provider(SAMLProviderArn=arn)
-
-
 def test_keys_and_roles_are_bound_to_networks(enclave: LiveEnclave, iam: Any, sts: Any) -> None:
     elsewhere = [{"Key": "honmaru:network", "Value": "10.99.0.0/16"}]
     here = [{"Key": "honmaru:network", "Value": "10.99.0.0/16 127.0.0.0/8"}]
@@ -391,3 +378,51 @@ def test_what_is_made_high_is_not_found_low(enclave: LiveEnclave) -> None:
     assert arn not in [p["Arn"] for p in low.list_open_id_connect_providers()["OpenIDConnectProviderList"]]
     assert low.create_instance_profile(InstanceProfileName="quiet")["InstanceProfile"]
     assert arn in [p["Arn"] for p in high.list_open_id_connect_providers()["OpenIDConnectProviderList"]]
+
+
+def test_transitive_tags_go_through_a_chain_and_stay(enclave: LiveEnclave, iam: Any, sts: Any) -> None:
+    everybody = {"AWS": f"arn:{enclave.facts['partition']}:iam::{enclave.account}:root"}
+    trust = document({"Effect": "Allow", "Principal": everybody, "Action": ["sts:AssumeRole", "sts:TagSession"]})
+    roles = []
+    for name in ("first-link", "second-link"):
+        roles.append(iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)["Role"]["Arn"])
+        red = {"StringEquals": {"aws:PrincipalTag/project": "red"}}
+        statements = (allow("sts:*"), allow("iam:ListRoles", Condition=red), allow("iam:ListUsers", Condition=red))
+        iam.put_role_policy(RoleName=name, PolicyName="own", PolicyDocument=document(*statements))
+    tags = [{"Key": "project", "Value": "red"}, {"Key": "desk", "Value": "4"}]
+    first = sts.assume_role(RoleArn=roles[0], RoleSessionName="one", Tags=tags, TransitiveTagKeys=["project"])
+    inside = signed_in(enclave, "sts", first["Credentials"])
+    second = inside.assume_role(RoleArn=roles[1], RoleSessionName="two")
+    assert signed_in(enclave, "iam", second["Credentials"]).list_roles()["Roles"]  # it is red still
+    for tag in ({"Key": "project", "Value": "blue"}, {"Key": "Project", "Value": "blue"}):
+        refused(
+            "ValidationError",
+            lambda tag=tag: inside.assume_role(RoleArn=roles[1], RoleSessionName="two", Tags=[tag]),  # type: ignore[misc]
+        )
+    untagged = inside.assume_role(RoleArn=roles[1], RoleSessionName="two", Tags=[{"Key": "desk", "Value": "5"}])
+    assert untagged["Credentials"]  # what is not transitive ends with its session
+
+
+def test_the_wrong_nationality_is_refused_at_sign_in(enclave: LiveEnclave, iam: Any) -> None:
+    enclave.user("gil", "SECRET nationality=GBR")
+    trust = document(
+        {
+            "Effect": "Allow",
+            "Principal": {"AWS": f"arn:{enclave.facts['partition']}:iam::{enclave.account}:root"},
+            "Action": "sts:AssumeRole",
+        }
+    )
+    role = iam.create_role(RoleName="national", AssumeRolePolicyDocument=trust)["Role"]["Arn"]
+
+    def label(user: str, marking: str) -> str:
+        made = enclave.client("sts", user).assume_role(
+            RoleArn=role, RoleSessionName="one", Tags=[{"Key": "honmaru:label", "Value": marking}]
+        )
+        told = signed_in(enclave, "sts", made["Credentials"]).get_caller_identity()["ResponseMetadata"]
+        return str(told["HTTPHeaders"]["x-honmaru-label"])
+
+    assert label("gil", "SECRET//REL TO USA GBR").startswith("SECRET//REL")
+    assert label("alice", "SECRET//NOFORN") == "SECRET//NOFORN"
+    refused("AccessDenied", lambda: label("gil", "SECRET//NOFORN"))
+    refused("AccessDenied", lambda: label("gil", "TOP SECRET"))
+    refused("AccessDenied", lambda: label("carol", "SECRET//REL TO USA GBR"))

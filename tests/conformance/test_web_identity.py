@@ -236,11 +236,6 @@ def test_the_issuers_word_about_labels_needs_a_clearance(enclave: LiveEnclave, i
 
 def test_no_other_operation_goes_unsigned(enclave: LiveEnclave) -> None:
     refused("MissingAuthenticationToken", unsigned(enclave).get_caller_identity)
-    arn = "arn:aws-iso-b:iam::123456789012:role/saml"
-    assertion = {"RoleArn": arn, "PrincipalArn": arn.replace("role", "saml-provider"), "SAMLAssertion": "PHg+PC94Pg=="}
-    with pytest.raises(ClientError) as refusal:
-        unsigned(enclave).assume_role_with_saml(**assertion)
-    assert refusal.value.response["ResponseMetadata"]["HTTPStatusCode"] == 501
     iam = boto3.client(
         "iam",
         endpoint_url=enclave.endpoint,

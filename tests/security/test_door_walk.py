@@ -68,7 +68,7 @@ Operations that read and need no member at all are account-wide by their nature,
 ANYBODY = {"sts": {"GetCallerIdentity", "GetSessionToken"}}
 """Operations that any authenticated principal may call: they say who the caller is, or renew its own session."""
 
-UNSIGNED = {"sts": {"AssumeRoleWithWebIdentity"}}
+UNSIGNED = {"sts": {"AssumeRoleWithSAML", "AssumeRoleWithWebIdentity"}}
 """Operations whose request carries its own proof."""
 
 UNKNOWN_FIRST = {

@@ -22,6 +22,7 @@ from honmaru.security.ledger.entries import api_call
 from honmaru.services.cloudtrail import CloudTrail
 from honmaru.services.cloudtrail.delivery import Delivery
 from honmaru.services.cloudtrail.selectors import check_advanced, check_basic, selected
+from honmaru.services.kms import Kms, KmsKeys
 from honmaru.services.s3.access import S3Buckets
 from honmaru.services.s3.bucket import BucketCommits
 from honmaru.services.s3.provider import S3
@@ -49,12 +50,14 @@ class Desk:
         self.enclave = Enclave(Settings(directory, region=REGION))
         self.enclave.identity.bootstrap()
         self.clock = ShiftedClock(self.enclave.clock)
-        commits = BucketCommits()
+        self.kms = next(each for each in self.enclave.providers if isinstance(each, Kms))
+        keys = KmsKeys(self.kms._vault)
+        commits = BucketCommits(keys)
         parts = (self.enclave.ledger, self.clock, self.enclave.ids, commits)
         self.deliveries = ServiceDeliveries(
             "cloudtrail.amazonaws.com", self.enclave.guard, self.enclave.identity, *parts
         )
-        self.trail = CloudTrail(self.enclave.ledger, self.deliveries)
+        self.trail = CloudTrail(self.enclave.ledger, self.deliveries, keys)
         self.buckets = S3Buckets(self.enclave.guard, self.enclave.identity, *parts)
         self.s3 = S3(self.enclave.ids, commits)
         self.count = 0
@@ -341,3 +344,49 @@ def test_selectors_that_are_refused(desk: Desk) -> None:
     desk.ask("remove_tags", ResourceId="t-1", TagsList=[{"Key": "a"}])
     (tags,) = desk.ask("list_tags", ResourceIdList=["t-1"])["ResourceTagList"]
     assert tags["TagsList"] == [{"Key": "c", "Value": ""}]
+
+
+def test_a_trail_seals_under_a_key_whose_policy_lets_cloudtrail(desk: Desk) -> None:
+    """And a key that is off stops the delivery until it is on again; nothing is lost, nothing goes out unsealed."""
+
+    def kms(operation: str, **request: Any) -> Any:
+        name = "".join(part.title() for part in operation.split("_"))
+        return getattr(desk.kms, operation)(desk.call(name, HIGH, "kms"), request)
+
+    key = kms("create_key")["KeyMetadata"]["KeyId"]
+    desk.bucket("sealed-trail", HIGH)
+    given = {"Name": "sealed", "S3BucketName": "sealed-trail"}
+    with pytest.raises(NotFound):
+        desk.ask("create_trail", **given, KmsKeyId="alias/nothing")
+    with pytest.raises(ValidationFault) as refusal:
+        desk.ask("create_trail", **given, KmsKeyId=key)
+    assert refusal.value.code == "InsufficientEncryptionPolicyException"
+    everything = {"Sid": "o", "Effect": "Allow", "Principal": {"AWS": "*"}, "Action": "kms:*", "Resource": "*"}
+    trail = f"arn:aws-iso-b:cloudtrail:*:{desk.enclave.account}:trail/*"
+    service = {
+        "Sid": "s",
+        "Effect": "Allow",
+        "Principal": {"Service": "cloudtrail.amazonaws.com"},
+        "Action": "kms:GenerateDataKey*",
+        "Resource": "*",
+        "Condition": {"StringLike": {"kms:EncryptionContext:aws:cloudtrail:arn": trail}},
+    }
+    policy = json.dumps({"Version": "2012-10-17", "Statement": [everything, service]})
+    kms("put_key_policy", KeyId=key, Policy=policy)
+    assert desk.ask("create_trail", **given, KmsKeyId=key)["KmsKeyId"].endswith(f":key/{key}")
+    desk.ask("start_logging", Name="sealed")
+    first = desk.happen(HIGH)
+    step = desk.step()
+    step.deliver()
+    assert desk.delivered("sealed-trail") == first
+    found = next(iter(desk.buckets.list(desk.session(HIGH), "sealed-trail", "AWSLogs/")))
+    head = desk.s3.head_object(desk.call("HeadObject", HIGH, "s3"), {"Bucket": "sealed-trail", "Key": found.key})
+    assert head["SSEKMSKeyId"].endswith(f":key/{key}")
+    kms("disable_key", KeyId=key)
+    second = desk.happen(HIGH)
+    step.deliver()
+    assert desk.ask("get_trail_status", Name="sealed")["LatestDeliveryError"] == "KMS.DisabledException"
+    kms("enable_key", KeyId=key)
+    step.deliver()
+    assert desk.delivered("sealed-trail") == first + second
+    assert desk.ask("update_trail", Name="sealed", KmsKeyId="").get("KmsKeyId") is None

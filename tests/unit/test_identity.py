@@ -6,6 +6,7 @@ import json
 import timeit
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -404,6 +405,14 @@ def test_bearer_keys(desk: Desk) -> None:
     for wrong in ("", "x", token[:-1], token + "A", token.removeprefix("honmaru-"), "honmaru--", "honmaru-é-é"):
         with pytest.raises(AuthenticationFailed):
             desk.identity.bearer(wrong)
+    key_id = desk.identity.bearer(token).access_key_id
+    now = desk.identity.clock.now()
+    desk.edit("bearer-key", key_id, expires=(now + timedelta(seconds=60)).isoformat())
+    assert desk.identity.bearer(token)
+    desk.edit("bearer-key", key_id, expires=now.isoformat())
+    with pytest.raises(AuthenticationFailed):
+        desk.identity.bearer(token)
+    desk.edit("bearer-key", key_id, expires=None)
     desk.edit("bearer-key", desk.identity.bearer(token).access_key_id, state="Inactive")
     with pytest.raises(AuthenticationFailed):
         desk.identity.bearer(token)

@@ -24,7 +24,8 @@ from honmaru.app.operator import OperatorServer, operator_entry
 from honmaru.app.quantum import Quantum, quantum_environment
 from honmaru.app.quotas import NAMES, quotas
 from honmaru.app.runtime import SystemClock, SystemIds
-from honmaru.app.service_deliveries import ServiceDeliveries
+from honmaru.app.saml_signatures import SignedXml
+from honmaru.app.service_deliveries import ServiceDeliveries, ServiceQuestion
 from honmaru.app.settings import Settings
 from honmaru.app.tag_sources import tag_sources
 from honmaru.app.traces import SpanFiles
@@ -40,7 +41,7 @@ from honmaru.core.sessions import Session
 from honmaru.deployments import Engines, ModelServers
 from honmaru.deployments.catalog import find_artifact, find_custom_model
 from honmaru.deployments.placement import Placement
-from honmaru.executors.local import LocalExecutor
+from honmaru.executors.local import FscryptVolumes, LocalExecutor
 from honmaru.executors.local.accelerators import LocalAccelerators
 from honmaru.gateway.app import Gateway, Limits
 from honmaru.gateway.links import Forwarder
@@ -56,8 +57,10 @@ from honmaru.jobs.job_broker import Endpoint, JobBrokers
 from honmaru.jobs.model_copy import ModelCopy
 from honmaru.jobs.model_customization import ModelCustomization
 from honmaru.jobs.model_import import CREATION_KIND, ModelImport
+from honmaru.jobs.server_identities import ModelServerIdentities
 from honmaru.jobs.supervisor import Supervisor
 from honmaru.jobs.training import Training
+from honmaru.jobs.volumes import JobVolumes
 from honmaru.security import idempotency
 from honmaru.security.calls import Provider
 from honmaru.security.crypto.certificates import LOOPBACK_NAMES, ServerTls, ensure_server_tls
@@ -79,7 +82,7 @@ from honmaru.services.cloudwatch import store as metric_store
 from honmaru.services.cloudwatch import watching as alarm_watch
 from honmaru.services.ecr import Ecr
 from honmaru.services.iam import Iam
-from honmaru.services.kms import Custodian, Kms, KmsKeys
+from honmaru.services.kms import Custodian, Kms, KmsKeys, KmsSessionKeys
 from honmaru.services.kms import Vault as KeyVault
 from honmaru.services.kms.custodian import INTERVAL_S as CUSTODY_EVERY_S
 from honmaru.services.logs import Logs, LogStore
@@ -148,29 +151,32 @@ class Enclave:
             ids=self.ids,
             keyring=keyring,
             issuer_keys=LocalIssuerKeys(),
+            assertions=SignedXml(),
         )
         quantum = quantum_environment()
         self.environments = Environments(data / "environments.json", quantum=quantum)
         self.executor = LocalExecutor(data / "executor", bwrap=bubblewrap())
         key_vault = KeyVault(keyring, self.ids)
-        commits = BucketCommits(KmsKeys(key_vault))
+        keys_of_kms = KmsKeys(key_vault)
+        session_keys = KmsSessionKeys(keys_of_kms, self.guard, self.identity, self.ledger, self.clock, self.ids)
+        commits = BucketCommits(keys_of_kms)
         buckets = S3Buckets(self.guard, self.identity, self.ledger, self.clock, self.ids, commits)
         trail_bucket = ServiceDeliveries(
             "cloudtrail.amazonaws.com", self.guard, self.identity, self.ledger, self.clock, self.ids, commits
         )
         metrics = MetricStore(self.guard, self.ids)
-        logs = LogStore(self.guard, self.clock, self.ids, metrics)
+        logs_question = ServiceQuestion(self.identity, f"logs.{self.region}.amazonaws.com")
+        logs_keys = KmsSessionKeys(keys_of_kms, self.guard, logs_question, self.ledger, self.clock, self.ids)
+        logs = LogStore(self.guard, self.clock, self.ids, metrics, logs_keys)
         capacity = Capacity(
             cores=len(os.sched_getaffinity(0)), memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         )
-        self.brokers = JobBrokers(
-            data / "brokers",
-            self._own_endpoint,
-            self._job_keys,
-            WorkloadAuthority(self.region, self.clock.now()),
-            self.clock,
-        )
+        authority = WorkloadAuthority(self.region, self.clock.now())
+        self.brokers = JobBrokers(data / "brokers", self._own_endpoint, self._job_keys, authority, self.clock)
+        identities = ModelServerIdentities(self.brokers, authority, self.clock)
+        volumes = JobVolumes(FscryptVolumes(), session_keys, data / "scratch")
         training = Training(
+            volumes=volumes,
             brokers=self.brokers,
             roles=self.identity,
             buckets=buckets,
@@ -208,6 +214,7 @@ class Enclave:
             engines=self.engines,
             placement=placement,
             idle_s=60.0,
+            identities=identities,
         )
         batches = BatchInference(
             guard=self.guard,
@@ -254,6 +261,7 @@ class Enclave:
             engines=self.engines,
             placement=placement,
             idle_s=settings.model_idle_s,
+            identities=identities,
         )
         wake = self.supervisor.wake
         self.limits = Limits(
@@ -267,9 +275,9 @@ class Enclave:
             Iam(self.identity),
             Organizations(self.identity),
             S3(self.ids, commits),
-            SageMaker(self.identity, buckets, self.environments, wake, capacity, self.ids),
+            SageMaker(self.identity, buckets, self.environments, wake, capacity, self.ids, volumes),
             Logs(logs, self.clock),
-            CloudTrail(self.ledger, trail_bucket),
+            CloudTrail(self.ledger, trail_bucket, keys_of_kms),
             CloudWatch(metrics),
             Ecr(self.environments),
             ServiceQuotas(NAMES, quotas(self.limits, training_jobs=training.running, cores=capacity.cores)),

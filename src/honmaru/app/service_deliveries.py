@@ -15,6 +15,7 @@ from typing import Any
 from honmaru.core.errors import AccessDenied, NotFound
 from honmaru.core.sessions import Session
 from honmaru.ports.buckets import StoredObject
+from honmaru.ports.deliveries import NOTHING
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.guard import Guard
 from honmaru.security.identity import Identity
@@ -50,21 +51,37 @@ class ServiceDeliveries:
         """See `ports.deliveries.Deliveries`."""
         if self._guard.records(session, "s3").get("bucket", bucket) is None:
             raise NotFound("The specified bucket does not exist", code="NoSuchBucket")
-        question = _Question(self._identity, self._principal, source_arn)
+        question = ServiceQuestion(self._identity, self._principal, source_arn)
         question.require(session, "s3:PutObject", f"arn:{session.partition}:s3:::{bucket}/{key}", {})
 
+    def check_key(self, session: Session, kms_key: str, *, source_arn: str, context: Mapping[str, str]) -> None:
+        """See `ports.deliveries.Deliveries`."""
+        facts: dict[str, Any] = {f"kms:EncryptionContext:{name}": value for name, value in context.items()}
+        facts["kms:EncryptionContextKeys"] = sorted(context)
+        ServiceQuestion(self._identity, self._principal, source_arn).require(
+            session, "kms:GenerateDataKey", kms_key, facts
+        )
+
     def write(
-        self, session: Session, bucket: str, key: str, chunks: Iterable[bytes], *, source_arn: str
+        self,
+        session: Session,
+        bucket: str,
+        key: str,
+        chunks: Iterable[bytes],
+        *,
+        source_arn: str,
+        kms_key: str = "",
+        context: Mapping[str, str] = NOTHING,
     ) -> StoredObject:
         """See `ports.deliveries.Deliveries`."""
-        question = _Question(self._identity, self._principal, source_arn)
-        return S3Buckets(self._guard, question, *self._rest).write(session, bucket, key, chunks)
+        question = ServiceQuestion(self._identity, self._principal, source_arn)
+        return S3Buckets(self._guard, question, *self._rest).write(session, bucket, key, chunks, kms_key, context)
 
 
-class _Question:
-    """Asks the policy of a resource whether a service may."""
+class ServiceQuestion:
+    """Asks the policy of a resource whether a service may. `source_arn` "": what the encryption context names."""
 
-    def __init__(self, identity: Identity, principal: str, source_arn: str) -> None:
+    def __init__(self, identity: Identity, principal: str, source_arn: str = "") -> None:
         self._identity = identity
         self._principal = principal
         self._source_arn = source_arn
@@ -75,7 +92,7 @@ class _Question:
         if policy is not None:
             asked = {
                 **{key.lower(): value for key, value in context.items()},
-                "aws:sourcearn": self._source_arn,
+                "aws:sourcearn": self._source_arn or context.get("kms:EncryptionContext:aws:logs:arn"),
                 "aws:sourceaccount": session.account,
                 "aws:principalisawsservice": "true",
                 "aws:securetransport": "true",
@@ -86,4 +103,4 @@ class _Question:
             decision = decide(action, resource, asked, identity=PolicySet.union([]), of_resource=side)
             if decision.effect is Effect.ALLOWED:
                 return session.account
-        raise AccessDenied(f"The policy of the bucket does not allow {self._principal} to perform {action}")
+        raise AccessDenied(f"The policy of {resource} does not allow {self._principal} to perform {action}")

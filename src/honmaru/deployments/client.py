@@ -31,7 +31,10 @@ import orjson
 
 from honmaru.api.eventstreams import Decoder, Frame
 from honmaru.api.misreads import Misread
+from honmaru.ports.server_identities import ServerIdentities
+from honmaru.security.crypto.workload_identity import shown_id
 
+_HANDSHAKE_S = 10.0
 MAX_HEAD_BYTES = 1 << 16
 MAX_BODY_BYTES = 64 << 20
 MAX_EVENT_BYTES = 1 << 20
@@ -54,10 +57,13 @@ class ServerRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class UnixPlace:
-    """A socket in a folder that a sandboxed server writes to."""
+    """A socket in a folder that a sandboxed server writes to. With `identities` both sides of it are named: the server
+    must show the SPIFFE ID of `server_id`."""
 
     folder: Path
     socket: str
+    identities: ServerIdentities | None = None
+    server_id: str = ""
 
     host = "model"
 
@@ -69,7 +75,17 @@ class UnixPlace:
             if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 raise FileNotFoundError("the model server left something else in the place of its socket")
             loop = asyncio.get_running_loop()
-            _, connection = await loop.create_unix_connection(_Connection, f"/proc/self/fd/{descriptor}")
+            path = f"/proc/self/fd/{descriptor}"
+            if self.identities is None:
+                _, connection = await loop.create_unix_connection(_Connection, path)
+                return connection
+            context = self.identities.context(self.server_id)
+            transport, connection = await loop.create_unix_connection(
+                _Connection, path, ssl=context, server_hostname="", ssl_handshake_timeout=_HANDSHAKE_S
+            )
+            if shown_id(transport.get_extra_info("peercert")) != self.identities.name(self.server_id):
+                connection.abort()
+                raise ssl.SSLError("the model server is somebody else")
             return connection
         finally:
             os.close(descriptor)

@@ -23,6 +23,7 @@ from honmaru.deployments.engines import Engine
 from honmaru.deployments.placement import Grant, Placement, Wish
 from honmaru.ports.executors import Environment, Executor, JobSpec, Phase
 from honmaru.ports.models import EMBEDDED_FEATURES, ModelArtifact
+from honmaru.ports.server_identities import IDENTITY_INSIDE, ServerIdentities
 from honmaru.security.guard import Guard
 
 SOCKET = "s"
@@ -63,6 +64,7 @@ class Server:
         limits: ServerLimits,
         engine: Engine | None = None,
         placement: Placement | None = None,
+        identities: ServerIdentities | None = None,
     ) -> None:
         self._guard, self._executor, self._environment = guard, executor, environment
         self._folder, self._engine = folder, engine
@@ -72,7 +74,8 @@ class Server:
         self._health = "/health" if engine is None else engine.health
         self.job_id = folder.name
         self.root = "/v1" if engine is None else engine.root
-        self.pool = Pool(UnixPlace(self.sockets, SOCKET))
+        self._identities = identities
+        self.pool = Pool(UnixPlace(self.sockets, SOCKET, identities, self.job_id))
 
     @property
     def sockets(self) -> Path:
@@ -107,7 +110,7 @@ class Server:
             memory_bytes=self._limits.memory_bytes + 3 * size,
             disk_bytes=(1 << 30) + 2 * size,
             time_limit_s=10 * 365 * 86400.0,
-            sockets={str(self.sockets): SOCKET_FOLDER_INSIDE},
+            sockets={str(self.sockets): SOCKET_FOLDER_INSIDE, **self._identity(session)},
             loopback=self._engine is not None,
             devices=() if self._grant is None else self._grant.nodes,
         )
@@ -127,15 +130,23 @@ class Server:
             return self._placement.take(account, label, Wish(1, memory_bytes=(2 << 30) + 2 * size))
         return None
 
+    def _identity(self, session: Session) -> Mapping[str, str]:
+        """The mount from which the server gets its identity."""
+        if self._identities is None:
+            return {}
+        return {str(self._identities.open(self.job_id, session)): IDENTITY_INSIDE}
+
     def _argv(self, model: ModelArtifact) -> tuple[str, ...]:
         python, socket = f"{self._environment.prefix}/bin/python", f"{SOCKET_FOLDER_INSIDE}/{SOCKET}"
+        named = () if self._identities is None else ("--identity", IDENTITY_INSIDE)
         if self._engine is not None:
             bridge = (python, "-m", "honmaru.workloads.bridge", "--socket", socket, "--port", str(self._engine.port))
+            bridge = (*bridge, *named)
             return (*bridge, "--", *self._engine.command)
         threads = str(max(1, int(self._limits.cpu)))
         return (
             python, "-m", self._environment.entry_module, "--model", _PLAIN_FOLDER_INSIDE, "--socket", socket,
-            "--name", model.name, "--threads", threads,
+            "--name", model.name, "--threads", threads, *named,
         )  # fmt: skip
 
     def _lay_out(self, session: Session, model: ModelArtifact, ml: Path) -> int:
@@ -185,7 +196,7 @@ class Server:
 
     def destroy(self) -> None:
         """Stop the process and delete everything of it. Blocking; idempotent; safe in any thread."""
-        discard(self._executor, self._folder)
+        discard(self._executor, self._folder, self._identities)
         if self._placement is not None and self._grant is not None:
             self._placement.release(self._grant)
 
@@ -194,9 +205,11 @@ def _limits(engine: Engine) -> ServerLimits:
     return ServerLimits(engine.cpu, engine.memory_bytes, engine.start_s, engine.requests)
 
 
-def discard(executor: Executor, folder: Path) -> None:
-    """End the server whose folder this is, also one of an earlier enclave, and delete its files."""
+def discard(executor: Executor, folder: Path, identities: ServerIdentities | None) -> None:
+    """End the server whose folder this is, also one of an earlier enclave, and delete its files and its identity."""
     executor.forget(folder.name)
+    if identities is not None:
+        identities.close(folder.name)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -32,6 +32,7 @@ from honmaru.deployments.server import Environments, Server, ServerLimits, disca
 from honmaru.ports.executors import Executor
 from honmaru.ports.models import Completion, Delta, Generation, ModelArtifact, Vectors
 from honmaru.ports.runtime import Clock, Ids
+from honmaru.ports.server_identities import ServerIdentities
 from honmaru.security.guard import Guard
 
 ENVIRONMENT = "serve"
@@ -58,6 +59,7 @@ class ModelServers:
         directory: Where servers' folders live (sockets, plain model files while they run); 0700.
         engines: What the operator declared; None when nothing can be declared.
         placement: Gives out the machine's accelerators; None when there shall be none.
+        identities: Gives each server an identity of its own; None leaves the sockets bare (tests of one part).
         idle_s: A server without a request for so long is stopped.
     """
 
@@ -74,11 +76,13 @@ class ModelServers:
         placement: Placement | None = None,
         idle_s: float = 900.0,
         limits: ServerLimits | None = None,
+        identities: ServerIdentities | None = None,
     ) -> None:
         self._guard, self._executor, self._environments = guard, executor, environments
         self._clock, self._ids, self._directory = clock, ids, directory
         self._engines = engines
         self._placement = placement
+        self._identities = identities
         self._idle_s, self._limits = idle_s, limits or ServerLimits()
         self._deployments: dict[_Key, _Deployment] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -90,7 +94,7 @@ class ModelServers:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         folders = [path for path in self._directory.iterdir() if path.is_dir()]
         for folder in folders:
-            discard(self._executor, folder)
+            discard(self._executor, folder, self._identities)
         return len(folders)
 
     def running(self) -> list[tuple[str, str, str]]:
@@ -310,7 +314,9 @@ class ModelServers:
         folder = self._directory / f"server-{self._ids.uuid()}"
         engine = deployment.engine
         environment = self._environments.named(ENVIRONMENT if engine is None else engine.environment)
-        server = Server(self._guard, self._executor, environment, folder, self._limits, engine, self._placement)
+        server = Server(
+            self._guard, self._executor, environment, folder, self._limits, engine, self._placement, self._identities
+        )
         try:
             await server.start(session, model)
         except HonmaruError as fault:

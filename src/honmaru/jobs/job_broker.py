@@ -21,7 +21,7 @@ import shutil
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,8 @@ from honmaru.security.crypto.workload_identity import WorkloadAuthority, peer_id
 
 SVID, RELAY, CREDENTIALS = "svid", "aws", "credentials"
 BROKER_INSIDE = "/run/broker"
-_BROKER = "broker"
+BROKER = "broker"
+"""What the enclave's own side is called in its SPIFFE ID."""
 CREDENTIALS_S = 3600
 _CONNECTIONS = 64
 _CHUNK = 1 << 16
@@ -78,24 +79,31 @@ class JobBrokers:
         """The directory to mount into the sandbox."""
         return self._directory / job_id
 
-    def open(self, job_id: str, session: Session, workload: str) -> Path:
+    def open(
+        self,
+        job_id: str,
+        session: Session,
+        workload: str,
+        doors: Sequence[str] = (SVID, RELAY, CREDENTIALS),
+    ) -> Path:
         """Listen for a job, which may run already (the enclave was restarted). Idempotent; returns the folder.
 
-        `workload` names it in its SPIFFE ID, as `sagemaker/training-job/NAME`.
+        `workload` names it in its SPIFFE ID, as `sagemaker/training-job/NAME`. `doors` are the sockets that it has.
         """
         folder = self.folder(job_id)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with self._lock:
             if job_id in self._open:
                 return folder
-            sockets = [_listen(folder, name) for name in (SVID, RELAY, CREDENTIALS)]
+            sockets = [_listen(folder, name) for name in doors]
             self._open[job_id] = sockets
-        doors: tuple[Callable[[socket.socket], None], ...] = (
-            lambda c: self._identify(c, session, workload),
-            lambda c: self._known(c, session, workload, self._relay),
-            lambda c: self._known(c, session, workload, lambda s: self._hand_out(s, session)),
-        )
-        for listener, serve in zip(sockets, doors, strict=True):
+        behind: dict[str, Callable[[socket.socket], None]] = {
+            SVID: lambda c: self._identify(c, session, workload),
+            RELAY: lambda c: self._known(c, session, workload, self._relay),
+            CREDENTIALS: lambda c: self._known(c, session, workload, lambda s: self._hand_out(s, session)),
+        }
+        for listener, name in zip(sockets, doors, strict=True):
+            serve = behind[name]
             threading.Thread(target=self._accept, args=(listener, serve), name=f"broker-{job_id}", daemon=True).start()
         return folder
 
@@ -133,7 +141,7 @@ class JobBrokers:
     def _identify(self, connection: socket.socket, session: Session, workload: str) -> None:
         """Hand a workload its identity: whoever reaches this socket is in the sandbox that it was made for."""
         svid = self._authority.issue(session.account, session.label, workload, self._clock.now())
-        broker = spiffe_id(self._authority.trust_domain, session.label, session.account, _BROKER)
+        broker = spiffe_id(self._authority.trust_domain, session.label, session.account, BROKER)
         document = {
             "spiffe_id": svid.spiffe_id,
             "certificate": svid.certificate.decode(),
@@ -148,7 +156,7 @@ class JobBrokers:
         self, connection: socket.socket, session: Session, workload: str, serve: Callable[[socket.socket], None]
     ) -> None:
         """Serve a connection whose other side proves to be the workload."""
-        own = self._authority.issue(session.account, session.label, _BROKER, self._clock.now())
+        own = self._authority.issue(session.account, session.label, BROKER, self._clock.now())
         with server_context(own).wrap_socket(connection, server_side=True) as secure:
             expected = spiffe_id(self._authority.trust_domain, session.label, session.account, workload)
             if peer_id(secure) == expected:

@@ -36,6 +36,11 @@ Folder = tuple[Path, str]
 """(a directory of ours, a path below it that a job may have changed)."""
 
 
+def private_folder(path: Path) -> None:
+    """An empty directory for nobody else."""
+    path.mkdir(mode=0o700, parents=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Staging:
     """Stages one job.
@@ -45,6 +50,7 @@ class Staging:
         request: CreateTrainingJob's members.
         instance_type: What resourceconfig.json shall name.
         keep_going: Called between objects; raises to break off.
+        lay_root: Makes the empty root.
     """
 
     buckets: Buckets
@@ -54,12 +60,13 @@ class Staging:
     instances: int
     volume_bytes: int
     keep_going: Callable[[], None]
+    lay_root: Callable[[Path], None] = private_folder
 
     def run(self) -> None:
         """Raises ValidationFault, NotFound or AccessDenied with a message fit for FailureReason."""
         if self.root.exists():
             shutil.rmtree(self.root)
-        self.root.mkdir(mode=0o700, parents=True)
+        self.lay_root(self.root)
         for number in range(1, self.instances + 1):
             for folder in ("input/config", "input/data", "model", "output/data", "checkpoints", "code"):
                 (self._ml(number) / folder).mkdir(parents=True)

@@ -15,10 +15,9 @@ Source: Amazon SageMaker developer guide, "Use your own training algorithms".
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,6 +34,7 @@ from honmaru.jobs.output import OutputFollower
 from honmaru.jobs.sandboxed import follow, status_of
 from honmaru.jobs.staging import CheckpointSync, Staging, checkpoint_folders
 from honmaru.jobs.training_states import CLAIMABLE, FINAL, advance
+from honmaru.jobs.volumes import JobVolumes
 from honmaru.ports.buckets import Buckets, split_uri
 from honmaru.ports.executors import Executor, JobSpec, JobStatus, Phase
 from honmaru.ports.logs import LogSink
@@ -99,6 +99,7 @@ class Training:
         capacity: What the machine has.
         running: Training jobs at the same time.
         brokers: The jobs' way to the enclave; None leaves them without.
+        volumes: Makes scratch directories that are encrypted.
         metrics: Takes what MetricDefinitions find in the output, under the namespace /aws/sagemaker/TrainingJobs.
     """
 
@@ -115,6 +116,7 @@ class Training:
     running: int = 2
     metrics: MetricSink | None = None
     brokers: JobBrokers | None = None
+    volumes: JobVolumes = field(default_factory=JobVolumes)
 
     @property
     def service(self) -> str:
@@ -147,8 +149,7 @@ class Training:
 
     def fail(self, claim: Claim, reason: str) -> None:
         body = claim.body
-        self._forget(_job_id(body))
-        shutil.rmtree(self._root(body), ignore_errors=True)
+        self._discard(body)
         known = reason if reason.startswith(("AlgorithmError", "InternalServerError")) else f"ClientError: {reason}"
 
         def end(fresh: dict[str, Any]) -> str:
@@ -174,7 +175,10 @@ class Training:
 
             root = self._root(body)
             try:
-                Staging(self.buckets, session, root, request, instances, volume, keep_going).run()
+                self._discard(body)  # what an earlier process began
+                key = request["ResourceConfig"].get("VolumeKmsKeyId") or ""
+                lay_root = self.volumes.maker(session, key, body["arn"])
+                Staging(self.buckets, session, root, request, instances, volume, keep_going, lay_root).run()
                 keep_going()
             except _Leaving:
                 return
@@ -210,7 +214,7 @@ class Training:
             if status is None:
                 return
         if status is None or status.phase is Phase.LOST:
-            self._lost(claim, job_id)
+            self._lost(claim)
             return
         self._note_ending(claim, session, status)
 
@@ -268,16 +272,15 @@ class Training:
 
         claim.change(note)
 
-    def _lost(self, claim: Claim, job_id: str) -> None:
+    def _lost(self, claim: Claim) -> None:
         """The sandbox went away with its runner (the machine restarted): run again, or end."""
         if claim.record.body["secondary"] == "Stopping":
-            self._forget(job_id)
-            shutil.rmtree(self._root(claim.body), ignore_errors=True)
+            self._discard(claim.body)
             claim.change(lambda fresh: self._end(fresh, "stopped"))
             return
         attempts = int(claim.record.body["attempt"])
         retries = (claim.record.body["request"].get("RetryStrategy") or {}).get("MaximumRetryAttempts")
-        self._forget(job_id)
+        self._discard(claim.body)
         if attempts > (_RERUNS if retries is None else int(retries)):
             self.fail(claim, f"InternalServerError: the job's sandbox went away {attempts} times. Please try again.")
             return
@@ -303,8 +306,7 @@ class Training:
                     fresh["artifact"] = artifact
 
             claim.change(note)
-        self._forget(_job_id(body))
-        shutil.rmtree(self._root(body), ignore_errors=True)
+        self._discard(body)
         claim.change(lambda fresh: self._end(fresh, fresh["ending"]))
 
     # Parts of steps
@@ -314,10 +316,14 @@ class Training:
         if self.brokers is not None and not _isolated(record):
             self.brokers.open(job_id, session, f"sagemaker/training-job/{record.name}")
 
-    def _forget(self, job_id: str) -> None:
+    def _discard(self, body: Mapping[str, Any]) -> None:
+        """Nothing of an attempt stays: its sandbox, its broker, its scratch and the key of that."""
+        job_id, root = _job_id(body), self._root(body)
+        held = self.volumes.held(root)
         self.executor.forget(job_id)
         if self.brokers is not None:
             self.brokers.close(job_id)
+        self.volumes.discard(root, held)
 
     def _session(self, record: Record) -> Session:
         body = record.body

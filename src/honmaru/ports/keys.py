@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from honmaru.core.sessions import Session
+
 CallT = TypeVar("CallT", contravariant=True)
 """The call on whose behalf a key is used (`security.calls.Call`, which lies above the ports)."""
 
@@ -48,4 +50,19 @@ class Keys(Protocol[CallT]):
 
     def open(self, call: CallT, wrapped: bytes, context: Mapping[str, str], service: str) -> bytes:
         """The data key that `data_key` wrapped. Asks kms:Decrypt. Label: it must be dominated by the session's."""
+        ...
+
+
+class SessionKeys(Protocol):
+    """Keys for the platform's own work, which no request carries: used as a session, each use with an entry of its own.
+
+    `key`, `context` and `service`, and what is raised, as for `Keys`.
+    """
+
+    def data_key(self, session: Session, key: str, context: Mapping[str, str], service: str) -> DataKey:
+        """As `Keys.data_key`; the entry is durable on return."""
+        ...
+
+    def open(self, session: Session, wrapped: bytes, context: Mapping[str, str], service: str) -> bytes:
+        """As `Keys.open`; the entry is durable on return."""
         ...

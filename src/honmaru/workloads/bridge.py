@@ -1,7 +1,7 @@
 """Runs a model server of somebody else inside the sandbox and leads a UNIX socket to its port.
 
-`python -m honmaru.workloads.bridge --socket PATH --port N -- COMMAND...`: the sandbox has no network but its own
-loopback, so the server listens there as it always does, and its only way out is this socket.
+`python -m honmaru.workloads.bridge --socket PATH --port N [--identity DIRECTORY] -- COMMAND...`: the sandbox has no
+network but its own loopback, so the server listens there as it always does, and its only way out is this socket.
 
 Invariants:
 - When the command ends, or SIGTERM comes, both end; the exit code is the command's.
@@ -18,6 +18,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+
+from honmaru.workloads.serving_identity import ServingIdentity
 
 _CHUNK = 1 << 16
 
@@ -45,13 +47,23 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, por
     inner_writer.close()
 
 
-async def run(socket: Path, port: int, command: list[str]) -> int:
-    """Serve until the command ends; its exit code."""
+async def _answer(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int, identity: ServingIdentity | None
+) -> None:
+    if identity is not None and not identity.answers(writer.transport):
+        writer.close()
+        return
+    await _carry(reader, writer, port)
+
+
+async def run(socket: Path, port: int, command: list[str], identity: ServingIdentity | None = None) -> int:
+    """Serve until the command ends; its exit code. With an identity the socket speaks TLS and answers the enclave."""
     process = subprocess.Popen(command)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, process.terminate)
-    server = await asyncio.start_unix_server(lambda r, w: _carry(r, w, port), path=str(socket))
+    context = None if identity is None else identity.context
+    server = await asyncio.start_unix_server(lambda r, w: _answer(r, w, port, identity), path=str(socket), ssl=context)
     async with server:
         return await asyncio.to_thread(process.wait)
 
@@ -60,9 +72,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="honmaru.workloads.bridge")
     parser.add_argument("--socket", type=Path, required=True, help="path of the UNIX socket to listen on")
     parser.add_argument("--port", type=int, required=True, help="port on loopback that the command listens on")
+    parser.add_argument("--identity", type=Path, help="directory that hands out this server's identity")
     parser.add_argument("command", nargs="+", help="the model server")
     arguments = parser.parse_args()
-    return asyncio.run(run(arguments.socket, arguments.port, arguments.command))
+    identity = None if arguments.identity is None else ServingIdentity(arguments.identity)
+    return asyncio.run(run(arguments.socket, arguments.port, arguments.command, identity))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""The local executor; its runner process imports this package too, so it must stay light."""
+"""The local executor and its volumes; its runner process imports this package too, so it must stay light."""
 
 from honmaru.executors.local.executor import LocalExecutor
+from honmaru.executors.local.volumes import FscryptVolumes
 
-__all__ = ["LocalExecutor"]
+__all__ = ["FscryptVolumes", "LocalExecutor"]

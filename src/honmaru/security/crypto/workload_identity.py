@@ -110,6 +110,18 @@ def server_context(svid: Svid) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0  # an identity of minutes is not prolonged by resumption
     context.verify_mode = ssl.CERT_REQUIRED
+    return _with(context, svid)
+
+
+def client_context(svid: Svid) -> ssl.SSLContext:
+    """TLS 1.3 to a workload: shows `svid`, takes only peers whose chain ends at its bundle; compare their SPIFFE ID."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    return _with(context, svid)
+
+
+def _with(context: ssl.SSLContext, svid: Svid) -> ssl.SSLContext:
     context.load_verify_locations(cadata=svid.bundle.decode())
     # OpenSSL reads keys from files only: one in memory, gone when this returns.
     handle = os.memfd_create("svid", os.MFD_CLOEXEC)
@@ -123,7 +135,12 @@ def server_context(svid: Svid) -> ssl.SSLContext:
 
 def peer_id(connection: ssl.SSLSocket) -> str:
     """The SPIFFE ID of the verified peer of a connection; "" when its certificate has none, or several URIs."""
-    shown: Any = connection.getpeercert() or {}
+    return shown_id(connection.getpeercert())
+
+
+def shown_id(certificate: Any) -> str:
+    """The SPIFFE ID in a verified certificate as `ssl` tells it; "" when it has none, or several URIs."""
+    shown: Any = certificate or {}
     uris = [str(value) for kind, value in shown.get("subjectAltName", ()) if kind == "URI"]
     return uris[0] if len(uris) == 1 and uris[0].startswith("spiffe://") else ""
 

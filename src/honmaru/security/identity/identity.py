@@ -12,6 +12,7 @@ Source: IAM user guide "Policy evaluation logic"; STS API reference; NIST SP 800
 from __future__ import annotations
 
 from honmaru.core.partitions import partition_of
+from honmaru.ports.assertions import AssertionVerifier
 from honmaru.ports.issuers import IssuerKeys
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.crypto.keyring import Keyring
@@ -21,18 +22,20 @@ from honmaru.security.identity.federation import Federation
 from honmaru.security.identity.local import ADMIN, LocalOperator
 from honmaru.security.identity.organization import Organization
 from honmaru.security.identity.resources import Resources
+from honmaru.security.identity.saml_federation import SamlFederation
 from honmaru.security.identity.signin import SignIn
 from honmaru.security.identity.usage import Usage
 
 __all__ = ["ADMIN", "Identity"]
 
 
-class Identity(SignIn, Federation, Usage, LocalOperator):
+class Identity(SignIn, Federation, SamlFederation, Usage, LocalOperator):
     """Credentials, sessions and authorisation of one enclave. Thread-safe; no database on the hot path.
 
     Args:
         account: The enclave's own account; further ones come with an organisation.
         issuer_keys: Asks OpenID Connect issuers for their keys; None asks nobody.
+        assertions: Checks the signatures of SAML responses; None reads none.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class Identity(SignIn, Federation, Usage, LocalOperator):
         ids: Ids,
         keyring: Keyring,
         issuer_keys: IssuerKeys | None = None,
+        assertions: AssertionVerifier | None = None,
     ) -> None:
         self.partition = partition
         self.region = region
@@ -58,6 +62,7 @@ class Identity(SignIn, Federation, Usage, LocalOperator):
         self.organization = Organization(guard, management=account)
         self.resources = Resources(guard)
         self.issuer_keys = issuer_keys
+        self.assertions = assertions
         self._published = {}
         self._missed = {}
         self._uses = {}

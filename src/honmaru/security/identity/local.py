@@ -14,7 +14,7 @@ from honmaru.security.guard import Record
 from honmaru.security.identity import entities
 from honmaru.security.identity.managed import managed_arn
 from honmaru.security.identity.part import Part
-from honmaru.security.identity.signin import BEARER_PREFIX
+from honmaru.security.identity.signin import bearer_token
 
 ADMIN = "admin"
 
@@ -63,7 +63,7 @@ class LocalOperator(Part):
     def bearer_key(self, user: str, label: Label) -> str:
         """As `access_key`, a bearer token for Bedrock."""
         record = self._operator_key(entities.BEARER_KEY, user, label, "BKIA")
-        return f"{BEARER_PREFIX}{record.name}-{record.body['secret']}"
+        return bearer_token(record.name, record.body["secret"])
 
     def _operator_key(self, kind: str, user: str, label: Label, prefix: str) -> Record:
         principal = self.directory.principal(entities.USER, user, label)

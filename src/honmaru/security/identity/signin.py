@@ -8,6 +8,7 @@ Invariants:
 from __future__ import annotations
 
 import hmac
+from datetime import datetime
 
 from honmaru.core.errors import AuthenticationFailed
 from honmaru.core.labels import BOTTOM, Label
@@ -20,6 +21,11 @@ from honmaru.security.identity.part import Link, Part, unknown
 from honmaru.security.identity.tokens import OpenedToken, open_token
 
 BEARER_PREFIX = "honmaru-"
+
+
+def bearer_token(key_id: str, secret: str) -> str:
+    """The text of a bearer key, as clients send it."""
+    return f"{BEARER_PREFIX}{key_id}-{secret}"
 
 
 class SignIn(Part):
@@ -61,6 +67,9 @@ class SignIn(Part):
         directory = self._home_of(key_id)
         known = directory.cached(("bearer", key_id), lambda: self._key(directory, entities.BEARER_KEY, key_id))
         if not hmac.compare_digest(known.secret_access_key.encode(), secret.encode()):
+            raise unknown()
+        ends = next(iter(directory.records(entities.BEARER_KEY, key_id))).body.get("expires")
+        if ends is not None and self.clock.now() >= datetime.fromisoformat(ends):
             raise unknown()
         return known.session
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import orjson
 
-from honmaru.core.errors import AccessDenied, Conflict, NotFound
+from honmaru.core.errors import AccessDenied, Conflict, NotFound, ValidationFault
 from honmaru.core.labels import Label
 from honmaru.core.sessions import Session, platform_session
 from honmaru.ports.deliveries import Deliveries
@@ -37,7 +37,7 @@ from honmaru.security.guard import Guard, GuardedRecords, Record
 from honmaru.security.ledger import Ledger
 from honmaru.security.ledger.entries import API_CALL, api_call
 from honmaru.services.cloudtrail.selectors import selected
-from honmaru.services.cloudtrail.trails import TRAIL, arn, base
+from honmaru.services.cloudtrail.trails import CONTEXT, TRAIL, arn, base
 
 EVERY_S = 60.0
 FILE_ENTRIES = 5000
@@ -102,8 +102,8 @@ class _Work:
         try:
             files = self._logs()
             self._digest()
-        except (NotFound, AccessDenied) as fault:
-            code = "NoSuchBucket" if isinstance(fault, NotFound) else "AccessDenied"
+        except (NotFound, AccessDenied, ValidationFault) as fault:
+            code = "NoSuchBucket" if isinstance(fault, NotFound) else fault.code or "AccessDenied"
             if self._trail.body.get("error") != code:
                 self._note(error=code, attempted=self._now.isoformat())
             return 0
@@ -269,7 +269,11 @@ class _Work:
     def _put(self, key: str, content: bytes) -> None:
         source = arn(self._session, self._trail.name)
         bucket = self._trail.body["settings"]["bucket"]
-        self._step._deliveries.write(self._session, bucket, key, [content], source_arn=source)
+        kms_key = self._trail.body["settings"].get("key") or ""
+        context = {CONTEXT: source} if kms_key else {}
+        self._step._deliveries.write(
+            self._session, bucket, key, [content], source_arn=source, kms_key=kms_key, context=context
+        )
 
     def _note(self, **members: Any) -> None:
         self._trail = self._records.update(self._trail, {**self._trail.body, **members})

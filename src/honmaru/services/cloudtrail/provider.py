@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from honmaru.ports.deliveries import Deliveries
+from honmaru.ports.keys import Keys
 from honmaru.security.calls import Call, Provider, Resource, Target
 from honmaru.security.guard import Sight
 from honmaru.security.ledger import Ledger
@@ -20,6 +21,7 @@ _SELECTED = "arn:{partition}:cloudtrail:{region}:{account}:trail/{TrailName}"
 class CloudTrail(Provider):
     """Args:
     deliveries: Where trails write; checked when one is made.
+    keys: Resolves keys that trails seal under; None knows no key.
     """
 
     service: ClassVar[str] = "cloudtrail"
@@ -42,9 +44,9 @@ class CloudTrail(Provider):
         },
     }
 
-    def __init__(self, ledger: Ledger, deliveries: Deliveries) -> None:
+    def __init__(self, ledger: Ledger, deliveries: Deliveries, keys: Keys[Call] | None = None) -> None:
         self._lookup = Lookup(ledger)
-        self._trails = Trails(ledger, deliveries)
+        self._trails = Trails(ledger, deliveries, keys)
 
     def resource_place(self, resource: str) -> str:
         """`trail/NAME` → NAME."""

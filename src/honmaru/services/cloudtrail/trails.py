@@ -5,6 +5,8 @@ Invariants:
   at its label; what it writes carries its label.
 - It begins with the events after StartLogging, and what was recorded before StopLogging is still delivered.
 - A trail is made only into a bucket whose policy lets CloudTrail write there, as with AWS.
+- A trail's key of KMS is one whose policy lets CloudTrail use it with the trail's ARN as `aws:cloudtrail:arn`; what is
+  delivered is sealed under it, and a key that cannot be used stops the delivery, never the sealing.
 - What this enclave has not got (SNS, delivery to CloudWatch Logs, organisations' trails) is refused by name.
 """
 
@@ -19,12 +21,14 @@ from honmaru.core.errors import AccessDenied, Conflict, NotFound, QuotaExceeded,
 from honmaru.core.labels import Label
 from honmaru.core.sessions import Session, platform_session
 from honmaru.ports.deliveries import Deliveries
+from honmaru.ports.keys import Keys
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.security.ledger import Ledger
 from honmaru.services.cloudtrail import selectors
 
 TRAIL = "trail"
+CONTEXT = "aws:cloudtrail:arn"
 MAX_TRAILS = 5
 MAX_TAGS = 50
 Request = Mapping[str, Any]
@@ -37,7 +41,6 @@ _REFUSED = {
     "SnsTopicName": "InvalidSnsTopicNameException",
     "CloudWatchLogsLogGroupArn": "InvalidCloudWatchLogsLogGroupArnException",
     "CloudWatchLogsRoleArn": "InvalidCloudWatchLogsRoleArnException",
-    "KmsKeyId": "InvalidKmsKeyIdException",
     "IsOrganizationTrail": "OrganizationsNotInUseException",
     "RecursiveLogging": "InvalidParameterException",
 }
@@ -46,9 +49,10 @@ _REFUSED = {
 class Trails:
     """The trails' operations, over the ledger and the buckets."""
 
-    def __init__(self, ledger: Ledger, deliveries: Deliveries) -> None:
+    def __init__(self, ledger: Ledger, deliveries: Deliveries, keys: Keys[Call] | None) -> None:
         self._ledger = ledger
         self._deliveries = deliveries
+        self._keys = keys
 
     def create(self, call: Call, request: Request) -> dict[str, Any]:
         name = request["Name"]
@@ -61,6 +65,7 @@ class Trails:
         tags = _tags(request.get("TagsList") or ())
         settings = self._settings(request, {})
         self._check_bucket(call, name, settings)
+        settings["key"] = self._key(call, name, request, "")
         if sum(1 for _ in call.records.iterate(TRAIL)) >= MAX_TRAILS:
             raise QuotaExceeded(
                 f"User: {call.session.account} already has {MAX_TRAILS} trails in {call.session.region}.",
@@ -80,6 +85,7 @@ class Trails:
         record = find(call, request["Name"])
         settings = self._settings(request, record.body["settings"])
         self._check_bucket(call, record.name, settings)
+        settings["key"] = self._key(call, record.name, request, settings.get("key") or "")
         return _described(call, _changed(call, record, settings=settings))
 
     def get(self, call: Call, request: Request) -> dict[str, Any]:
@@ -215,6 +221,31 @@ class Trails:
             "digests": flag("EnableLogFileValidation", "digests", False),
         }
 
+    def _key(self, call: Call, name: str, request: Request, old: str) -> str:
+        """The ARN of the key that a trail seals under; "" for none. Raises NotFound, ValidationFault."""
+        named = request.get("KmsKeyId")
+        if not named:
+            return old if named is None else ""
+        try:
+            if self._keys is None:
+                raise NotFound("there is no key service")
+            facts = self._keys.resolve(call, named, "cloudtrail")
+        except NotFound:
+            raise NotFound(f"KMS key {named} does not exist", code="KmsKeyNotFoundException") from None
+        if facts.state != "Enabled":
+            raise ValidationFault(f"KMS key {named} is not enabled", code="KmsKeyDisabledException")
+        session = working_session(call.session, call.session.label)
+        source = arn(session, name)
+        try:
+            self._deliveries.check_key(session, facts.arn, source_arn=source, context={CONTEXT: source})
+        except AccessDenied:
+            raise ValidationFault(
+                f"Insufficient permissions to access KMS key {named}: its policy must allow cloudtrail.amazonaws.com "
+                "to kms:GenerateDataKey*",
+                code="InsufficientEncryptionPolicyException",
+            ) from None
+        return facts.arn
+
     def _check_bucket(self, call: Call, name: str, settings: Mapping[str, Any]) -> None:
         session = working_session(call.session, call.session.label)
         key = f"{base(settings)}AWSLogs/{session.account}/CloudTrail/{session.region}/check"
@@ -305,6 +336,7 @@ def _described(call: Call, record: Record) -> dict[str, Any]:
         "TrailARN": arn(call.session, record.name),
         "LogFileValidationEnabled": settings["digests"],
         "IsOrganizationTrail": False,
+        "KmsKeyId": settings.get("key") or None,
     }
 
 

@@ -3,23 +3,23 @@
 Invariants:
 - Whoever sets a provider's clearance tag (how far its word about labels is taken) covers that clearance.
 - An issuer is named by its https URL once; what is registered reaches no network.
+- Whoever replaces a provider's keys covers its clearance tag too: the keys are what its word is believed by.
 
-SAML providers are kept, listed and deleted; AssumeRoleWithSAML is not written (see services.sts).
+Encrypted assertions are not read, so a SAML provider takes no private key.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
-from xml.parsers import expat
 
-from honmaru.core.errors import Conflict, NotFound, QuotaExceeded, ValidationFault
+from honmaru.core.errors import AuthenticationFailed, Conflict, NotFound, QuotaExceeded, ValidationFault
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
-from honmaru.security.identity import entities
+from honmaru.security.identity import entities, saml
 from honmaru.services.iam.entities import (
     Part,
     arn_of,
@@ -35,7 +35,6 @@ from honmaru.services.iam.entities import (
 
 CLIENTS_LIMIT, THUMBPRINTS_LIMIT = 100, 5
 _THUMBPRINT = re.compile(r"[0-9A-Fa-f]{40}")
-_DESCRIPTOR = "urn:oasis:names:tc:SAML:2.0:metadata EntityDescriptor"
 Request = Mapping[str, Any]
 
 
@@ -101,7 +100,9 @@ class IdentityProviders(Part):
         call.records.delete(_oidc(call, request))
 
     def update_open_id_connect_provider_thumbprint(self, call: Call, request: Request) -> None:
-        update(call, _oidc(call, request), thumbprints=_check_thumbprints(list(request["ThumbprintList"])))
+        record = _oidc(call, request)
+        check_grant(call, self.identity, record.body["tags"])
+        update(call, record, thumbprints=_check_thumbprints(list(request["ThumbprintList"])))
 
     def add_client_id_to_open_id_connect_provider(self, call: Call, request: Request) -> None:
         record = _oidc(call, request)
@@ -130,8 +131,9 @@ class IdentityProviders(Part):
     def create_saml_provider(self, call: Call, request: Request) -> dict[str, Any]:
         name = request["Name"]
         entities.check_name(name, 128)
+        _refuse_encryption(request)
         tags = tags_of(request)
-        entities.check_tags(tags)
+        check_grant(call, self.identity, tags)
         if call.records.get(entities.SAML_PROVIDER, name) is not None:
             raise Conflict(f"SAMLProvider with name {name} already exists.", code="EntityAlreadyExists")
         body = {
@@ -161,7 +163,9 @@ class IdentityProviders(Part):
         }
 
     def update_saml_provider(self, call: Call, request: Request) -> dict[str, Any]:
+        _refuse_encryption(request)
         record = _saml(call, request)
+        check_grant(call, self.identity, record.body["tags"])
         if request.get("SAMLMetadataDocument"):
             update(call, record, **_metadata(request["SAMLMetadataDocument"]))
         return {"SAMLProviderArn": arn_of(call, record)}
@@ -197,36 +201,23 @@ def _provider(call: Call, kind: str, arn: str) -> Record:
     return record
 
 
+def _refuse_encryption(request: Request) -> None:
+    for member in ("AssertionEncryptionMode", "AddPrivateKey", "RemovePrivateKey"):
+        if request.get(member) not in (None, "Allowed"):
+            raise ValidationFault(f"{member} is not supported: encrypted assertions are not read", code="InvalidInput")
+
+
 def _metadata(text: str) -> dict[str, Any]:
     """A SAML metadata document and its end of validity. Raises ValidationFault for what is none."""
-    refused = ValidationFault("Could not parse metadata", code="InvalidInput")
-    found: dict[str, str] = {}
-    root: list[str] = []
-
-    def begin(name: str, attributes: dict[str, str]) -> None:
-        if not root:
-            found.update(attributes)
-        root.append(name)
-
-    def no_entities(*_: Any) -> None:
-        raise refused
-
-    parser = expat.ParserCreate(namespace_separator=" ")
-    parser.StartElementHandler = begin
-    parser.StartDoctypeDeclHandler = no_entities
     try:
-        parser.Parse(text, True)
-    except expat.ExpatError:
-        raise refused from None
-    if root[0] != _DESCRIPTOR or not found.get("entityID"):
-        raise refused
-    return {"metadata": text, "entity": found["entityID"], "valid_until": found.get("validUntil")}
+        found = saml.read_metadata(text)
+        if found.valid_until is not None:
+            saml.moment(found.valid_until)
+    except AuthenticationFailed as fault:
+        raise ValidationFault(f"Could not parse metadata: {fault.message}", code="InvalidInput") from None
+    return {"metadata": text, "entity": found.entity, "valid_until": found.valid_until}
 
 
 def _valid_until(record: Record) -> datetime | None:
     text = record.body["valid_until"]
-    try:
-        found = None if text is None else datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return found if found is None or found.tzinfo else found.replace(tzinfo=UTC)
+    return None if text is None else saml.moment(text)

@@ -3,7 +3,7 @@
 Operations whose user may be left out (then it is the caller's) authorise themselves: only they know the ARN. Of other
 entities a request names no path; `resource` tells it, so policies see the ARN that IAM itself answers.
 
-Server certificates, SSH keys, service-specific credentials and delegation requests are not written.
+Server certificates, signing certificates, SSH keys and delegation requests are not written: no service here takes them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from honmaru.services.iam.mfa_devices import MfaDevices
 from honmaru.services.iam.passwords import Passwords
 from honmaru.services.iam.policies import Policies
 from honmaru.services.iam.roles import Roles
+from honmaru.services.iam.service_credentials import ServiceCredentials
 from honmaru.services.iam.service_linked import ServiceLinkedRoles
 from honmaru.services.iam.simulation import Simulation
 from honmaru.services.iam.users import Users
@@ -35,16 +36,21 @@ _SELF_AUTHORIZED = (
     "ChangePassword",
     "CreateAccessKey",
     "CreateLoginProfile",
+    "CreateServiceSpecificCredential",
     "DeactivateMFADevice",
     "DeleteAccessKey",
     "DeleteLoginProfile",
+    "DeleteServiceSpecificCredential",
     "GetAccessKeyLastUsed",
     "GetLoginProfile",
     "GetUser",
     "ListAccessKeys",
     "ListMFADevices",
+    "ListServiceSpecificCredentials",
+    "ResetServiceSpecificCredential",
     "UpdateAccessKey",
     "UpdateLoginProfile",
+    "UpdateServiceSpecificCredential",
 )
 
 _RESOURCES: Mapping[str, Sequence[str]] = {
@@ -175,6 +181,7 @@ class Iam(
     MfaDevices,
     IdentityProviders,
     ServiceLinkedRoles,
+    ServiceCredentials,
     Account,
     Simulation,
     Provider,

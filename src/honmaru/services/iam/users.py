@@ -108,6 +108,10 @@ class Users(Part):
             raise Conflict("Cannot delete entity, must remove users from group first.", code="DeleteConflict")
         if keys_of(call, record):
             raise Conflict("Cannot delete entity, must delete access keys first.", code="DeleteConflict")
+        if any(key.body["user_id"] == record.body["id"] for key in call.records.iterate(entities.BEARER_KEY)):
+            raise Conflict(
+                "Cannot delete entity, must remove service specific credentials first.", code="DeleteConflict"
+            )
         profile = call.records.get(entities.LOGIN_PROFILE, record.name)
         if profile is not None and profile.body["user_id"] == record.body["id"]:
             raise Conflict("Cannot delete entity, must delete login profile first.", code="DeleteConflict")

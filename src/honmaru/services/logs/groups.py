@@ -34,8 +34,6 @@ MAX_TAGS = 50
 
 
 def create(call: Call, store: LogStore, request: Request) -> dict[str, Any]:
-    if request.get("kmsKeyId"):
-        raise invalid("kmsKeyId is not supported: everything is encrypted under the key of its label")
     tags = dict(request.get("tags") or {})
     _check_tags(tags)
     if request.get("logGroupClass") not in (None, "STANDARD"):
@@ -46,6 +44,7 @@ def create(call: Call, store: LogStore, request: Request) -> dict[str, Any]:
             request["logGroupName"],
             tags,
             protected=bool(request.get("deletionProtectionEnabled")),
+            key=request.get("kmsKeyId") or "",
         )
     except Conflict:
         raise exists("The specified log group already exists") from None
@@ -130,6 +129,7 @@ def _described(call: Call, store: LogStore, record: Record) -> dict[str, Any]:
         "logGroupName": record.name,
         "creationTime": int(record.created.timestamp() * 1000),
         "retentionInDays": record.body.get("retention"),
+        "kmsKeyId": record.body.get("key") or None,
         "metricFilterCount": sum(1 for _ in metric_filters.of_group(call.records, record.name)),
         "arn": f"{arn}:*",
         "logGroupArn": arn,
@@ -155,6 +155,28 @@ def delete_retention(call: Call, store: LogStore, request: Request) -> dict[str,
 
 def protect(call: Call, store: LogStore, request: Request) -> dict[str, Any]:
     return _set(call, find_group(call, store, request), protected=bool(request["deletionProtectionEnabled"]))
+
+
+def associate(call: Call, store: LogStore, request: Request) -> dict[str, Any]:
+    """What is written from now on is sealed under the key; what was written before stays as it is."""
+    group = _of_identifier(call, store, request)
+    return _set(call, group, **store.seals.associated(call.session, group.name, group.body, request["kmsKeyId"]))
+
+
+def disassociate(call: Call, store: LogStore, request: Request) -> dict[str, Any]:
+    return _set(call, _of_identifier(call, store, request), key="")
+
+
+def _of_identifier(call: Call, store: LogStore, request: Request) -> Record:
+    """The group that logGroupName or resourceIdentifier names, at the session's own label: its key is not another's."""
+    identifier = request.get("resourceIdentifier") or ""
+    if identifier and ":log-group:" not in identifier:
+        raise invalid("resourceIdentifier must be the ARN of a log group: results of queries are not kept under keys")
+    named = {"logGroupName": request.get("logGroupName"), "logGroupIdentifier": identifier}
+    group = find_group(call, store, named)
+    if group.label != call.session.label:
+        raise AccessDenied("The log group is of a lower label, and only a session of its own label changes it")
+    return group
 
 
 def _set(call: Call, group: Record, **settings: Any) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class Logs(Provider):
                 *("CreateLogGroup", "DeleteLogGroup", "CreateLogStream", "DescribeLogStreams", "FilterLogEvents"),
                 *("PutRetentionPolicy", "DeleteRetentionPolicy", "PutMetricFilter", "DeleteMetricFilter"),
                 *("DescribeMetricFilters", "StartQuery"),
-                "GetLogGroupFields",
+                *("GetLogGroupFields", "AssociateKmsKey", "DisassociateKmsKey"),
             )
         },
         **{name: Target(f"logs:{name}", _NAMED) for name in ("TagLogGroup", "UntagLogGroup", "ListTagsLogGroup")},
@@ -90,6 +90,12 @@ class Logs(Provider):
 
     def put_log_group_deletion_protection(self, call: Call, request: Request) -> dict[str, Any]:
         return groups.protect(call, self._store, request)
+
+    def associate_kms_key(self, call: Call, request: Request) -> dict[str, Any]:
+        return groups.associate(call, self._store, request)
+
+    def disassociate_kms_key(self, call: Call, request: Request) -> dict[str, Any]:
+        return groups.disassociate(call, self._store, request)
 
     # Tags, of the newer and the older operations
 

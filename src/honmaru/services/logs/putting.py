@@ -15,7 +15,8 @@ from honmaru.ports.logs import LogEvent
 from honmaru.security.calls import Call
 from honmaru.security.guard import Record
 from honmaru.services.logs.finding import Request, find_group, find_stream, invalid
-from honmaru.services.logs.store import AHEAD_MS, EVENT_OVERHEAD, LogStore
+from honmaru.services.logs.seals import EVENT_OVERHEAD
+from honmaru.services.logs.store import AHEAD_MS, LogStore
 
 _DAY_MS = 86_400_000
 _OLDEST_DAYS = 14

@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from honmaru.core.errors import Conflict
 from honmaru.core.sessions import Session
+from honmaru.ports.keys import SessionKeys
 from honmaru.ports.logs import LogEvent
 from honmaru.ports.metrics import MetricSink
 from honmaru.ports.runtime import Clock, Ids
 from honmaru.security.guard import Guard, GuardedRecords, Record
 from honmaru.security.guard.records import Creation, Removal, Revision
+from honmaru.services.logs.seals import EVENT_OVERHEAD, Seals, last_ms
 
 SERVICE = "logs"
 GROUP, STREAM, CHUNK, FILTER = "log-group", "log-stream", "log-chunk", "metric-filter"
@@ -31,9 +34,6 @@ _CHUNK_BYTES = 512 << 10
 _EXPIRE_CHUNKS = 100
 AHEAD_MS = 2 * 3_600_000
 """How far ahead of its arrival an event may say that it is."""
-
-EVENT_OVERHEAD = 26
-"""Bytes that CloudWatch counts for an event besides its message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,17 @@ class StoredEvent:
 class LogStore:
     """A `ports.logs.LogSink`, and what the Logs API reads. Thread-safe."""
 
-    def __init__(self, guard: Guard, clock: Clock, ids: Ids, metrics: MetricSink | None = None) -> None:
-        """`metrics` takes what metric filters make of events; without it filters make nothing."""
+    def __init__(
+        self,
+        guard: Guard,
+        clock: Clock,
+        ids: Ids,
+        metrics: MetricSink | None = None,
+        keys: SessionKeys | None = None,
+    ) -> None:
+        """`metrics` takes what metric filters make of events; without it filters make nothing. `keys` are used by
+        groups that are sealed under keys of KMS."""
+        self.seals = Seals(keys, clock, ids)
         self._guard = guard
         self._clock = clock
         self._ids = ids
@@ -83,11 +92,13 @@ class LogStore:
     def _append(self, records: GuardedRecords, stream: Record, events: Sequence[LogEvent], position: str) -> None:
         now = self._now_ms()
         body = dict(stream.body)
+        group = self._group_of(records, stream)
         changes: list[Creation | Revision] = []
         for batch in _batches(events):
             name = chunk_name(body["uid"], body["chunks"])
             stored = [[event.timestamp_ms, event.message] for event in batch]
-            chunk = {"stream": body["uid"], "first": body["events"], "ingested_ms": now, "events": stored}
+            held = {"events": stored} if group is None else self.seals.seal(records.session, group, name, stored)
+            chunk = {"stream": body["uid"], "first": body["events"], "ingested_ms": now, **held}
             changes.append(Creation(CHUNK, name, chunk))
             times = [event.timestamp_ms for event in batch]
             body["first_ms"] = min([*times, *([body["first_ms"]] if body["first_ms"] is not None else [])])
@@ -114,10 +125,13 @@ class LogStore:
         return self.create_group(records, group, {})
 
     def create_group(
-        self, records: GuardedRecords, group: str, tags: dict[str, str], *, protected: bool = False
+        self, records: GuardedRecords, group: str, tags: dict[str, str], *, protected: bool = False, key: str = ""
     ) -> Record:
-        """Raises Conflict when there is one at the session's label."""
-        return records.create(GROUP, group, {"tags": tags, "retention": None, "protected": protected})
+        """`key` is the ARN of a key of KMS. Raises ValidationFault, and Conflict when the session's label has one."""
+        body: dict[str, Any] = {"tags": tags, "retention": None, "protected": protected}
+        if key:
+            body |= self.seals.associated(records.session, group, body, key)
+        return records.create(GROUP, group, body)
 
     def create_stream(self, records: GuardedRecords, group: str, stream: str) -> Record:
         """Raises Conflict when there is one at the session's label."""
@@ -156,11 +170,10 @@ class LogStore:
             removals: list[Removal] = []
             first, freed = int(stream.body.get("gone", 0)), 0
             for chunk in self._chunks(records, stream, 0):
-                events = chunk.body["events"]
-                if len(removals) == _EXPIRE_CHUNKS or any(timestamp_ms >= before_ms for timestamp_ms, _ in events):
+                if len(removals) == _EXPIRE_CHUNKS or last_ms(chunk) >= before_ms:
                     break
                 removals.append(Removal(chunk))
-                freed += sum(len(message.encode("utf-8", "replace")) + EVENT_OVERHEAD for _, message in events)
+                freed += _size(chunk)
                 first = int(chunk.name.rpartition(":")[2]) + 1
             if not removals:
                 return expired
@@ -196,7 +209,7 @@ class LogStore:
         first = self._arrived(records, stream, since_ms - AHEAD_MS) if since_ms is not None and start == 0 else None
         for chunk in self._chunks(records, stream, start) if first is None else self._from(records, stream, first):
             body = chunk.body
-            for offset, (timestamp_ms, message) in enumerate(body["events"]):
+            for offset, (timestamp_ms, message) in enumerate(self._opened(records, stream, chunk)):
                 if body["first"] + offset >= start:
                     yield StoredEvent(body["first"] + offset, timestamp_ms, body["ingested_ms"], message)
 
@@ -207,7 +220,7 @@ class LogStore:
             if chunk is None or chunk.body["first"] >= end:
                 continue
             body = chunk.body
-            for offset, (timestamp_ms, message) in reversed(list(enumerate(body["events"]))):
+            for offset, (timestamp_ms, message) in reversed(list(enumerate(self._opened(records, stream, chunk)))):
                 if body["first"] + offset < end:
                     yield StoredEvent(body["first"] + offset, timestamp_ms, body["ingested_ms"], message)
 
@@ -241,6 +254,19 @@ class LogStore:
             if chunk is not None:
                 yield chunk
 
+    def _opened(self, records: GuardedRecords, stream: Record, chunk: Record) -> list[Any]:
+        """The events of a chunk. Raises ValidationFault when they are under a key of KMS that cannot be used."""
+        if "seal" not in chunk.body:
+            events: list[Any] = chunk.body["events"]
+            return events
+        own = replace(records.session, label=stream.label)  # the group's own label, which the session dominates
+        return self.seals.open(own, self._group_of(records, stream), chunk)
+
+    def _group_of(self, records: GuardedRecords, stream: Record) -> Record | None:
+        """The group of a stream at its own label."""
+        name = stream.name.partition(":")[0]
+        return next((each for each in records.instances(GROUP, name) if each.label == stream.label), None)
+
     def _records(self, session: Session) -> GuardedRecords:
         return self._guard.records(session, SERVICE)
 
@@ -260,6 +286,13 @@ def name_of(stream: Record) -> str:
 def event_id(stream: Record, event: StoredEvent) -> str:
     """Unique for an event, for ever."""
     return base64.b32encode(f"{stream.body['uid']}{event.place:012d}".encode()).decode().rstrip("=")
+
+
+def _size(chunk: Record) -> int:
+    """What a chunk counts for, as CloudWatch counts; `bytes` where its events are sealed."""
+    if "seal" in chunk.body:
+        return int(chunk.body["bytes"])
+    return sum(len(message.encode("utf-8", "replace")) + EVENT_OVERHEAD for _, message in chunk.body["events"])
 
 
 def _own(record: Record, group: Record) -> bool:

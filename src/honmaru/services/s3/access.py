@@ -8,6 +8,8 @@ Invariants:
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -87,9 +89,18 @@ class S3Buckets:
         return self._recorded(call, [(arn, "AWS::S3::Object")], True, work)
 
     def write(
-        self, session: Session, bucket: str, key: str, chunks: Iterable[bytes], kms_key: str = ""
+        self,
+        session: Session,
+        bucket: str,
+        key: str,
+        chunks: Iterable[bytes],
+        kms_key: str = "",
+        kms_context: Mapping[str, str] | None = None,
     ) -> StoredObject:
-        """Store an object at the session's label; durable on return. Raises NotFound (bucket) or AccessDenied."""
+        """Store an object at the session's label; durable on return. Raises NotFound (bucket) or AccessDenied.
+
+        `kms_context` is added to the encryption context under `kms_key`.
+        """
         call = self._call(session, "PutObject")
         arn = self._arn(session, f"{bucket}/{key}")
 
@@ -99,6 +110,9 @@ class S3Buckets:
             request = {"Bucket": bucket, "Key": key}
             if kms_key:
                 request |= {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key}
+            if kms_context:
+                stated = base64.b64encode(json.dumps(dict(kms_context)).encode()).decode()
+                request["SSEKMSEncryptionContext"] = stated
             target = buckets.require(there.records, request)
             intake = checksums.Intake(chunks, checksums.DEFAULT, limit=_OBJECT_LIMIT)
             record = objects.keep(there, request, self._commits, target, intake, {}, request, {})

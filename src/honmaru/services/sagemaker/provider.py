@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from honmaru.jobs.environments import Environments
 from honmaru.jobs.instances import Capacity
 from honmaru.jobs.training import Roles
+from honmaru.jobs.volumes import JobVolumes
 from honmaru.ports.buckets import Buckets
 from honmaru.ports.runtime import Ids
 from honmaru.security.calls import Call, Provider, Resource, Target
@@ -27,6 +28,7 @@ class SageMaker(Provider):
     """Args:
     roles: Checks and assumes execution roles (`security.identity.Identity`).
     buckets: Where artifacts of model packages are looked up, as the caller.
+    volumes: Encrypts the volumes of training jobs; None refuses VolumeKmsKeyId.
     wake: Tells the supervisor that there is work (`Supervisor.wake`).
     """
 
@@ -63,10 +65,11 @@ class SageMaker(Provider):
         wake: Callable[[], None],
         capacity: Capacity,
         ids: Ids,
+        volumes: JobVolumes | None = None,
     ) -> None:
         self._buckets = buckets
         self._wake = wake
-        self._training_jobs = TrainingJobs(roles, environments, capacity, ids)
+        self._training_jobs = TrainingJobs(roles, environments, capacity, ids, volumes or JobVolumes())
 
     def resource(self, sight: Sight, place: str) -> Resource | None:
         """A resource's tags and label, for conditions (`training-job/name`)."""

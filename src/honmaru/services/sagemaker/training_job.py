@@ -12,7 +12,7 @@ Source: SageMaker API reference, CreateTrainingJob, DescribeTrainingJob, ListTra
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from honmaru.jobs.output_keys import require_output_key
 from honmaru.jobs.staging import checkpoint_folders
 from honmaru.jobs.training import KIND, Roles
 from honmaru.jobs.training_states import FINAL, TABLE, advance, begin
+from honmaru.jobs.volumes import JobVolumes
 from honmaru.ports.buckets import split_uri
 from honmaru.ports.runtime import Ids
 from honmaru.security.calls import Call
@@ -46,7 +47,6 @@ _TAKEN = frozenset({*_KEPT, "TrainingJobName", "Tags"})
 _REFUSED_INSIDE = (
     ("AlgorithmSpecification", "AlgorithmName", "algorithm resources"),
     ("AlgorithmSpecification", "TrainingImageConfig", "private registries: images name environments of this enclave"),
-    ("ResourceConfig", "VolumeKmsKeyId", "keys for the scratch of running jobs"),
     ("ResourceConfig", "InstanceGroups", "heterogeneous clusters"),
     ("ResourceConfig", "TrainingPlanArn", "training plans"),
     ("ResourceConfig", "InstancePlacementConfig", "instance placement"),
@@ -62,6 +62,7 @@ class TrainingJobs:
     environments: Environments
     capacity: Capacity
     ids: Ids
+    volumes: JobVolumes = field(default_factory=JobVolumes)
 
     def create(self, call: Call, request: Request) -> dict[str, Any]:
         """Check everything that can be checked now, then lay the job down. Raises ValidationFault or Conflict."""
@@ -70,6 +71,9 @@ class TrainingJobs:
         arn = call.arn("sagemaker", f"training-job/{name}")
         self._check_role(call, request["RoleArn"], arn)
         require_output_key(call, request["OutputDataConfig"].get("KmsKeyId"), "OutputDataConfig.KmsKeyId")
+        if request["ResourceConfig"].get("VolumeKmsKeyId"):
+            require_output_key(call, request["ResourceConfig"]["VolumeKmsKeyId"], "ResourceConfig.VolumeKmsKeyId")
+            self.volumes.check()
         body: dict[str, Any] = {
             "request": {member: request[member] for member in _KEPT if request.get(member) is not None},
             "arn": arn,

@@ -1,8 +1,7 @@
 """STS's operations. The decisions about sessions are the identity's; here they are read and answered.
 
 `AssumeRole` and its kin are open to every caller at the door, because the role's trust policy and the caller's own
-policies are combined by `Identity`. AssumeRoleWithSAML is not written: no XML signature library that an air-gapped
-site could review stands behind it.
+policies are combined by `Identity`; who comes with a token or an assertion of an identity provider signs nothing.
 """
 
 from __future__ import annotations
@@ -38,8 +37,18 @@ def _tags(request: Request) -> dict[str, str]:
     return tags
 
 
+def _policy_arns(request: Request) -> list[str]:
+    return [entry["arn"] for entry in request.get("PolicyArns") or () if entry.get("arn")]
+
+
+def _refuse_token_size(request: Request) -> None:
+    if request.get("MinimumSessionTokenSize"):
+        raise ValidationFault("MinimumSessionTokenSize is not supported: leave it out", code="ValidationError")
+
+
 def _asked(request: Request, name: str, pattern: re.Pattern[str], member: str) -> AssumeRole:
     """What a request for a session says. Raises ValidationFault for a bad name."""
+    _refuse_token_size(request)
     if not pattern.fullmatch(name):
         raise ValidationFault(
             f"{member} is {name[:80]!r}; expected it to match {pattern.pattern}", code="ValidationError"
@@ -51,7 +60,7 @@ def _asked(request: Request, name: str, pattern: re.Pattern[str], member: str) -
         tags=_tags(request),
         transitive=frozenset(request.get("TransitiveTagKeys") or ()),
         policy=request.get("Policy"),
-        policy_arns=[entry["arn"] for entry in request.get("PolicyArns") or () if entry.get("arn")],
+        policy_arns=_policy_arns(request),
         external_id=request.get("ExternalId"),
         source_identity=request.get("SourceIdentity"),
         serial_number=request.get("SerialNumber"),
@@ -81,9 +90,12 @@ class Sts(Provider):
     prompt: ClassVar[frozenset[str]] = frozenset(("GetCallerIdentity",))
     anywhere: ClassVar[frozenset[str]] = frozenset(("GetCallerIdentity",))
     unauthorized: ClassVar[frozenset[str]] = frozenset(
-        ("GetCallerIdentity", "AssumeRole", "AssumeRoleWithWebIdentity", "GetSessionToken", "GetFederationToken")
+        (
+            *("GetCallerIdentity", "AssumeRole", "AssumeRoleWithSAML", "AssumeRoleWithWebIdentity"),
+            *("GetSessionToken", "GetFederationToken"),
+        )
     )
-    unsigned: ClassVar[frozenset[str]] = frozenset(("AssumeRoleWithWebIdentity",))
+    unsigned: ClassVar[frozenset[str]] = frozenset(("AssumeRoleWithSAML", "AssumeRoleWithWebIdentity"))
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
@@ -110,7 +122,29 @@ class Sts(Provider):
             "Audience": identity.audience,
         }
 
+    def assume_role_with_saml(self, call: Call, request: Request) -> dict[str, Any]:
+        _refuse_token_size(request)
+        asked = AssumeRole(
+            role_arn=request["RoleArn"],
+            session_name="",  # the assertion's
+            duration_s=request.get("DurationSeconds"),
+            policy=request.get("Policy"),
+            policy_arns=_policy_arns(request),
+        )
+        made, identity = self.identity.assume_role_with_saml(asked, request["PrincipalArn"], request["SAMLAssertion"])
+        _noted(call, made.session)
+        call.details["identity"] = {"provider": identity.provider_arn, "subject": identity.subject}
+        return {
+            **_assumed(made),
+            "Subject": identity.subject,
+            "SubjectType": identity.subject_type or None,
+            "Issuer": identity.issuer,
+            "Audience": identity.audience,
+            "NameQualifier": identity.name_qualifier,
+        }
+
     def get_session_token(self, call: Call, request: Request) -> dict[str, Any]:
+        _refuse_token_size(request)
         made = self.identity.session_token(
             call.session, request.get("DurationSeconds"), request.get("SerialNumber"), request.get("TokenCode")
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from honmaru.workloads.server.application import Application, EmbeddingApplicati
 from honmaru.workloads.server.embedder import Embedder
 from honmaru.workloads.server.engine import Engine
 from honmaru.workloads.server.text import Vocabulary
+from honmaru.workloads.serving_identity import ServingIdentity
 
 
 def load_engine(directory: Path, threads: int) -> Engine:
@@ -35,6 +37,19 @@ def is_encoder(directory: Path) -> bool:
     return is_encoder_architecture(str((config.get("architectures") or [""])[0]))
 
 
+def answering(identity: ServingIdentity) -> type[asyncio.Protocol]:
+    """uvicorn's protocol for connections of which only the enclave's are answered."""
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+    class Answering(HttpToolsProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override, unused-ignore]
+            super().connection_made(transport)
+            if not identity.answers(transport):
+                transport.abort()
+
+    return Answering
+
+
 def main() -> int:
     """Load the model, then listen on the socket until SIGTERM. Exit code 1 with the reason on stderr if it fails."""
     parser = argparse.ArgumentParser(prog="honmaru.workloads.server")
@@ -42,6 +57,7 @@ def main() -> int:
     parser.add_argument("--socket", type=Path, required=True, help="path of the UNIX socket to listen on")
     parser.add_argument("--name", default="model", help="the model's name in answers")
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: as many as cores")
+    parser.add_argument("--identity", type=Path, help="directory that hands out this server's identity")
     arguments = parser.parse_args()
     # The sandbox has no network; these keep the libraries from trying.
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
@@ -67,16 +83,21 @@ def main() -> int:
 
     name = "embedding" if engine is None else engine.name
     print(f"serving {arguments.name} with {name}, {threads} threads", flush=True)
-    uvicorn.run(
+    identity = None if arguments.identity is None else ServingIdentity(arguments.identity)
+    config = uvicorn.Config(
         application,
         uds=str(arguments.socket),
-        http="httptools",
+        http="httptools" if identity is None else answering(identity),
         loop="uvloop",
         lifespan="off",
         access_log=False,
         log_level="warning",
         timeout_graceful_shutdown=2,
     )
+    if identity is not None:
+        config.load()
+        config.ssl = identity.context
+    uvicorn.Server(config).run()
     if engine is not None:
         engine.close()
     return 0
