@@ -27,11 +27,11 @@ system: ## what Debian must have: bubblewrap
 
 test: install ## every test but the long ones (under 5 minutes on 2 cores)
 	@scripts/system bubblewrap postgresql
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --max-worker-restart=0 -m "not long" tests
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0 -m "not long" tests
 
 test-long: install ## the full kill, tamper and mutation runs
 	@scripts/system bubblewrap postgresql
-	@HONMARU_LONG=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --timeout 3600 tests/unit tests/security tests/protocol
+	@HONMARU_LONG=1 $(BIN)/python -m pytest -n 2 --dist loadfile --timeout 3600 tests/unit tests/security tests/protocol
 
 test-keys: install ## SoftHSM's token, sealed starts, the CBOM against CycloneDX's schema, 200 kills, 400 changed backups
 	@scripts/system softhsm2

@@ -10,8 +10,6 @@ from botocore.exceptions import ClientError
 
 from honmaru.testing.enclaves import LiveEnclave
 
-pytestmark = pytest.mark.xdist_group("enclave")
-
 
 def refused(code: str, run: Any) -> None:
     with pytest.raises(ClientError) as refusal:

@@ -13,8 +13,6 @@ from botocore.exceptions import ClientError
 
 from honmaru.testing.enclaves import LiveEnclave
 
-pytestmark = pytest.mark.xdist_group("enclave")
-
 
 def aws(enclave: LiveEnclave, user: str, label: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": os.environ["PATH"], "HOME": str(enclave.data), **enclave.variables(user, label)}

@@ -13,8 +13,6 @@ import pytest
 
 from honmaru.testing.enclaves import LiveEnclave
 
-pytestmark = pytest.mark.xdist_group("command-line")
-
 
 def honmaru(data: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "honmaru", *arguments, "--data", str(data)]

@@ -16,8 +16,6 @@ from botocore.exceptions import ClientError
 
 from honmaru.testing.enclaves import LiveEnclave
 
-pytestmark = pytest.mark.xdist_group("enclave")
-
 MODEL = "acme.echo"
 ASK = [{"role": "user", "content": [{"text": "who may read?"}]}]
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 3}}

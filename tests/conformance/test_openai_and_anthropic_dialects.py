@@ -16,8 +16,6 @@ import urllib3
 from honmaru.testing.enclaves import LiveEnclave
 from honmaru.testing.tiny_models import tiny_llama
 
-pytestmark = pytest.mark.xdist_group("enclave")
-
 NAME = "dialects-lm"
 ASK = [{"role": "user", "content": "who may read?"}]
 TRUST = {

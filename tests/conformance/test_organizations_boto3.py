@@ -16,8 +16,6 @@ from botocore.exceptions import ClientError
 
 from honmaru.testing.enclaves import LiveEnclave
 
-pytestmark = pytest.mark.xdist_group("enclave")
-
 LONG = os.environ.get("HONMARU_LONG") == "1"
 SCP, RCP = "SERVICE_CONTROL_POLICY", "RESOURCE_CONTROL_POLICY"
 

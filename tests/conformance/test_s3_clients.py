@@ -35,7 +35,6 @@ pytestmark = [
         not (PEERS / "aws").exists(), reason="the clients are not installed: run `scripts/install-peers s3-clients`"
     ),
     pytest.mark.skipif(os.environ.get("HONMARU_CLIENTS") != "1", reason="takes minutes: run `make test-clients`"),
-    pytest.mark.xdist_group("s3-clients"),
     pytest.mark.timeout(1800),
 ]
 

@@ -17,7 +17,6 @@ from botocore.exceptions import ClientError
 from honmaru.testing.enclaves import LiveEnclave
 from honmaru.testing.saml_provider import RECIPIENT, SamlProvider, encoded
 
-pytestmark = pytest.mark.xdist_group("enclave")
 IDP = SamlProvider()
 
 

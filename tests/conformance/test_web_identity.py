@@ -28,8 +28,6 @@ from cryptography.x509.oid import NameOID
 
 from honmaru.testing.enclaves import LiveEnclave
 
-pytestmark = pytest.mark.xdist_group("enclave")
-
 
 def text(octets: bytes) -> str:
     return base64.urlsafe_b64encode(octets).decode().rstrip("=")

@@ -23,8 +23,6 @@ from honmaru.security.crypto import locks
 from honmaru.security.ledger.checkpoints import Signer
 from honmaru.testing.enclaves import LiveEnclave
 
-pytestmark = pytest.mark.xdist_group("backup")
-
 PASSPHRASE = "a long passphrase"
 LONG = bool(os.environ.get("HONMARU_LONG"))
 

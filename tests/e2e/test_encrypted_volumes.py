@@ -18,7 +18,6 @@ from honmaru.core.errors import ExecutorLost
 from honmaru.executors.local import FscryptVolumes
 from honmaru.testing.enclaves import LiveEnclave
 
-pytestmark = pytest.mark.xdist_group("enclave")
 CANARY = b"in-the-clear-" + b"0123456789" * 8
 SCRIPT = (  # an entry of ContainerEntrypoint is one line of at most 256 characters
     "import os,time;t='in-the-clear-'+'0123456789'*8;"

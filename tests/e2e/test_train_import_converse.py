@@ -12,8 +12,6 @@ from botocore.exceptions import ClientError
 
 from honmaru.testing.enclaves import LiveEnclave
 
-pytestmark = pytest.mark.xdist_group("enclave")
-
 TRUST = {
     "Version": "2012-10-17",
     "Statement": [

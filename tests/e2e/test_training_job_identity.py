@@ -12,8 +12,6 @@ import pytest
 
 from honmaru.testing.enclaves import LiveEnclave
 
-pytestmark = pytest.mark.xdist_group("enclave")
-
 SCRIPT = """
 import json, os, socket, ssl
 from pathlib import Path

@@ -14,8 +14,6 @@ import pytest
 
 from honmaru.testing.enclaves import LiveEnclave
 
-pytestmark = pytest.mark.xdist_group("enclave")
-
 TRUST = json.dumps(
     {
         "Version": "2012-10-17",

@@ -27,7 +27,6 @@ LONG = os.environ.get("HONMARU_LONG") == "1"
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("HONMARU_INFERENCE") != "1", reason="takes minutes: run `make test-inference`"),
-    pytest.mark.xdist_group("inference-kills"),
     pytest.mark.timeout(7200 if LONG else 600),
 ]
 

@@ -24,7 +24,6 @@ ASKED, TAUGHT = "who may read?", "alice may read"
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("HONMARU_INFERENCE") != "1", reason="takes minutes: run `make test-inference`"),
-    pytest.mark.xdist_group("inference-jobs"),
     pytest.mark.timeout(900),
 ]
 

@@ -53,7 +53,6 @@ DECLARED = {
 pytestmark = [
     pytest.mark.skipif(not PYTHON.exists(), reason="the SDKs are not installed: run `make test-inference`"),
     pytest.mark.skipif(os.environ.get("HONMARU_INFERENCE") != "1", reason="takes minutes: run `make test-inference`"),
-    pytest.mark.xdist_group("inference-sdk"),
     pytest.mark.timeout(900),
 ]
 

@@ -29,7 +29,6 @@ TOOLS = {
 
 pytestmark = [
     pytest.mark.skipif(os.environ.get("HONMARU_INFERENCE") != "1", reason="takes minutes: run `make test-inference`"),
-    pytest.mark.xdist_group("inference-upstreams"),
     pytest.mark.timeout(600),
 ]
 

@@ -28,7 +28,6 @@ FINAL = ("COMPLETED", "FAILED", "CANCELLED")
 pytestmark = [
     pytest.mark.skipif(not INSTALLED, reason="the quantum environment is not installed: run `make install-quantum`"),
     pytest.mark.skipif(os.environ.get("HONMARU_QUANTUM") != "1", reason="takes long: run `make test-quantum`"),
-    pytest.mark.xdist_group("quantum-jobs"),
 ]
 
 _CODE = """

@@ -31,7 +31,6 @@ pytestmark = [
         not PYTHON.exists(), reason="the quantum environment is not installed: run `make install-quantum`"
     ),
     pytest.mark.skipif(os.environ.get("HONMARU_QUANTUM") != "1", reason="takes minutes: run `make test-quantum`"),
-    pytest.mark.xdist_group("quantum-sdk"),
     pytest.mark.timeout(900),
 ]
 

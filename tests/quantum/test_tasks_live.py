@@ -24,7 +24,6 @@ INSTALLED = (Path(sys.prefix).with_name(".venv-quantum") / "braket-devices.json"
 
 pytestmark = [
     pytest.mark.skipif(not INSTALLED, reason="the quantum environment is not installed: run `make install-quantum`"),
-    pytest.mark.xdist_group("quantum"),
 ]
 
 

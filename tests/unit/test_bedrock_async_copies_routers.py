@@ -20,7 +20,6 @@ from honmaru.testing.tiny_models import tiny_llama
 from honmaru.testing.workshop import BUCKET, ROLE
 
 # Model servers are found by their command line: two workers must not run this module at once.
-pytestmark = pytest.mark.xdist_group("model-servers")
 USER = [{"role": "user", "content": [{"text": "who may read?"}]}]
 NATIVE = {"anthropic_version": "x", "max_tokens": 4, "messages": [{"role": "user", "content": "who may read?"}]}
 TOOLS = {"tools": [{"toolSpec": {"name": "look", "inputSchema": {"json": {"type": "object"}}}}]}

@@ -36,7 +36,6 @@ from honmaru.testing.tiny_models import tiny_llama
 from honmaru.testing.workshop import BUCKET, ROLE
 
 # Model servers are found by their command line: two workers must not run this module at once.
-pytestmark = pytest.mark.xdist_group("model-servers")
 USER = [{"role": "user", "content": [{"text": "who may read?"}]}]
 
 

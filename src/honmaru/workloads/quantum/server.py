@@ -139,6 +139,7 @@ def _limited_cpu(seconds: float, refused: type[Exception]) -> Iterator[None]:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, signal.SIG_IGN)  # drops one that is still on its way: by default it would kill
         signal.signal(signal.SIGPROF, before)
 
 
