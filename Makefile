@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+# Without its cache of bytecode every enclave that a test starts would compile all of honmaru anew.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help quickstart stop install system install-quantum test test-long test-quantum test-identity test-keys test-clients test-radosgw test-inference test-inference-long test-observability test-sagemaker-sdk check format bench bench-ledger bench-gateway bench-fairness bench-inference bench-policy bench-quantum docs new-service clean
 
 help: ## this text

@@ -68,8 +68,7 @@ class World:
     def __init__(self, directory: Path, base: datetime, cache: Path) -> None:
         directory.mkdir(parents=True)
         self.keep = keep = Keep(directory)
-        self._base = (base - keep.clock.now()).total_seconds()
-        self.at(0)
+        self._base = keep.clock.seconds = (base - keep.clock.now()).total_seconds()
         (directory / "ledger").mkdir(mode=0o700)
         self.ledger = Ledger(
             directory / "ledger", heads=directory / "heads", clock=keep.clock, secret=secrets.token_bytes
@@ -146,7 +145,12 @@ class World:
             identity.create_user(f"user{number}", marking, ["AdministratorAccess"])
             self.keys[marking] = identity.access_key(f"user{number}", Label.parse(marking))
 
+    def _written(self) -> None:
+        """Changes are in the ledger: an entry states when it was written, so the clock stands until then."""
+        self.keep.guard.drain_outbox()
+
     def at(self, number: int) -> None:
+        self._written()
         self.keep.clock.seconds = self._base + number / 100
         self.keep.ids.reseed(f"action {number}")
 
