@@ -14,6 +14,7 @@ import logging
 import socket
 import struct
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
@@ -147,7 +148,9 @@ class Channel:
         except OSError:
             pass  # the other end is gone
         except Exception as fault:  # a frame that cannot be handled: nothing after it is believed
-            _LOG.error("a channel between processes ends: %s", type(fault).__name__, exc_info=fault)
+            # Kind and place only: a value may be above this log's label.
+            places = "".join(traceback.format_tb(fault.__traceback__))
+            _LOG.error("a channel between processes ends: %s\n%s", type(fault).__name__, places)
             self._connection.close()
         finally:
             with self._news:
